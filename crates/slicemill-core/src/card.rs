@@ -1,0 +1,83 @@
+//! What planning needs to know about a model, without its weights.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{GenerationParams, ModelShape, SlicingPolicy, View};
+
+/// Visual tokens of one view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenRule {
+    /// A resampler with this many queries.
+    Queries(u32),
+    /// One token per patch (MLP projector).
+    Patches,
+}
+
+impl TokenRule {
+    /// Visual tokens of `view`.
+    pub const fn tokens(self, view: &View) -> u32 {
+        match self {
+            Self::Queries(queries) => queries,
+            Self::Patches => view.patches(),
+        }
+    }
+}
+
+/// How views are arranged in the language model's sequence, and how many separator tokens that takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schema {
+    /// One separator after every slice ("," or, at the end of a row, "\n"); none after the overview.
+    CommaNewline,
+    /// Each view between two tags, rows of slices joined by a newline (MiniCPM-V).
+    Tagged,
+    /// Views only.
+    Plain,
+}
+
+/// Pixel normalisation: `(u8 / 255 − mean) / std` per channel.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Normalisation {
+    /// Mean of R, G, B.
+    pub mean: [f32; 3],
+    /// Standard deviation of R, G, B.
+    pub std: [f32; 3],
+}
+
+impl Normalisation {
+    /// OpenAI CLIP.
+    pub const CLIP: Self =
+        Self { mean: [0.481_454_66, 0.457_827_5, 0.408_210_73], std: [0.268_629_54, 0.261_302_58, 0.275_777_11] };
+    /// 0.5 and 0.5 (SigLIP).
+    pub const HALF: Self = Self { mean: [0.5; 3], std: [0.5; 3] };
+}
+
+/// A model as planning sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// `embedded`, `null`, or the path or name it was loaded from.
+    pub name: String,
+    /// Changes when weights, config or tokenizer change (hex).
+    pub fingerprint: String,
+    /// Family, for people.
+    pub family: String,
+    /// The policy it was trained with.
+    pub policy: SlicingPolicy,
+    /// Visual tokens per view.
+    pub token_rule: TokenRule,
+    /// Width of a visual token (the language model's hidden size).
+    pub width: u32,
+    /// Arrangement of views.
+    pub schema: Schema,
+    /// Pixel normalisation.
+    pub normalisation: Normalisation,
+    /// Shapes for the cost model.
+    pub shape: ModelShape,
+    /// Longest sequence, prompt and output together.
+    pub context_tokens_max: u32,
+    /// Prompt of `caption` when none is given.
+    pub default_prompt: String,
+    /// Generation defaults.
+    pub generation: GenerationParams,
+}
