@@ -44,6 +44,8 @@ pub enum ErrorClass {
     ReadFailed,
     /// The object changed between planning and reading.
     SourceChanged,
+    /// The object is larger than the limit on bytes.
+    ObjectTooLarge,
     /// Zero bytes.
     Empty,
     /// The name says image, the bytes do not.
@@ -99,7 +101,7 @@ snake_names!(Stage {
 
 snake_names!(ErrorClass {
     NotFound = "not_found", ReadFailed = "read_failed", SourceChanged = "source_changed",
-    Empty = "empty", NotAnImage = "not_an_image", UnsupportedFormat = "unsupported_format",
+    ObjectTooLarge = "object_too_large", Empty = "empty", NotAnImage = "not_an_image", UnsupportedFormat = "unsupported_format",
     UnsupportedVariant = "unsupported_variant", BadHeader = "bad_header", Truncated = "truncated",
     Corrupt = "corrupt", TooManyPixels = "too_many_pixels", PlanRejected = "plan_rejected",
     PromptTooLong = "prompt_too_long", OutOfMemory = "out_of_memory", ModelFailed = "model_failed",
