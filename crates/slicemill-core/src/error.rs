@@ -101,7 +101,8 @@ snake_names!(Stage {
 
 snake_names!(ErrorClass {
     NotFound = "not_found", ReadFailed = "read_failed", SourceChanged = "source_changed",
-    ObjectTooLarge = "object_too_large", Empty = "empty", NotAnImage = "not_an_image", UnsupportedFormat = "unsupported_format",
+    ObjectTooLarge = "object_too_large", Empty = "empty", NotAnImage = "not_an_image",
+    UnsupportedFormat = "unsupported_format",
     UnsupportedVariant = "unsupported_variant", BadHeader = "bad_header", Truncated = "truncated",
     Corrupt = "corrupt", TooManyPixels = "too_many_pixels", PlanRejected = "plan_rejected",
     PromptTooLong = "prompt_too_long", OutOfMemory = "out_of_memory", ModelFailed = "model_failed",
