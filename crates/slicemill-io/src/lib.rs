@@ -1,1 +1,47 @@
-//! placeholder
+//! Sources, stores, Parquet schemas and files, and the ledger of slicemill.
+//!
+//! ```text
+//!  paths, URLs ─▶ FolderSource ─▶ InputEntry … ─▶ FrozenInputs   _slicemill/inputs-<generation>.parquet
+//!                                                     │ row ranges
+//!                                                     ▼
+//!                       InputEntry ─▶ ObjectFetch ─▶ bytes ─▶ (annotated elsewhere) ─▶ RowOutcome
+//!                                                                                         │
+//!  captions/ failed/ skipped/ timings/ ◀─ finish_shard ◀─ commit_chunk ◀─ ChunkStager ◀───┘
+//!                    │                        ledger entry last
+//!                    ▼
+//!               DatasetReader (verify, report, retry, SQL)
+//! ```
+//!
+//! Everything is read and written through `object_store`; only the `file` scheme is built in so far.
+//! Nothing here knows models, slicing or DataFusion.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
+
+mod error;
+mod fetch;
+mod inputs;
+pub mod ledger;
+mod lock;
+mod parquet_file;
+mod read;
+mod rows;
+mod schema;
+mod source;
+mod store;
+
+pub use error::{IoError, IoErrorKind};
+pub use fetch::{ObjectFetch, RetryBudget};
+pub use inputs::{FrozenInputs, InputsChange, InputsDigest, added_inputs, compare_inputs, digest_inputs};
+pub use ledger::{
+    ChunkEntry, ChunkStager, Counts, FileRecord, FlopSums, Generation, Ledger, LedgerState, RetryPass, ShardEntry,
+    StagedChunk, Success,
+};
+pub use lock::OutputLock;
+pub use parquet_file::{ParquetEncoder, RowGroupLimits, read_parquet, write_parquet};
+pub use read::{DatasetReader, dataset_parts};
+pub use rows::{
+    content_batch, content_rows, failed_batch, failed_rows, skipped_batch, skipped_rows, timing_batch, timing_rows,
+};
+pub use schema::{ContentSpec, Dataset, SCHEMA_VERSION, arrow_schema, schema_sha256, schema_text};
+pub use source::{FolderSource, InputEntry, Source};
+pub use store::{Location, OutputStore, Stores};

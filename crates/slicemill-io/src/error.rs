@@ -1,0 +1,134 @@
+//! The error of everything that reads or writes.
+
+use slicemill_core::{ErrorClass, Fate, RowError, Stage};
+
+/// What went wrong, for callers that decide by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IoErrorKind {
+    /// The object or folder is not there.
+    NotFound,
+    /// An object with this name and other bytes is already there.
+    Conflict,
+    /// The store refused: permissions, credentials, a read-only or full disk.
+    Refused,
+    /// The store broke off.
+    Failed,
+    /// The object is not what was listed: other size, other time or etag.
+    SourceChanged,
+    /// The object is larger than the limit.
+    TooLarge,
+    /// A file of ours does not contain what it should.
+    Corrupt,
+    /// A scheme, a name or an argument that cannot be used.
+    Invalid,
+    /// Another process is writing to this output.
+    Locked,
+}
+
+/// An error of a source, a store, a Parquet file or the ledger. The message names the object and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct IoError {
+    /// What becomes of the row or the run.
+    pub fate: Fate,
+    /// What went wrong.
+    pub kind: IoErrorKind,
+    /// In words.
+    pub message: String,
+    /// How often it was tried, at least 1.
+    pub attempts: u32,
+    /// The error underneath.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl IoError {
+    /// An error of `kind` and `fate`, tried once.
+    pub fn new(fate: Fate, kind: IoErrorKind, message: impl Into<String>) -> Self {
+        Self { fate, kind, message: message.into(), attempts: 1, source: None }
+    }
+
+    /// An error that ends the job.
+    pub fn fatal(kind: IoErrorKind, message: impl Into<String>) -> Self {
+        Self::new(Fate::Fatal, kind, message)
+    }
+
+    /// The same with the error underneath.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same with another fate.
+    #[must_use]
+    pub const fn with_fate(mut self, fate: Fate) -> Self {
+        self.fate = fate;
+        self
+    }
+
+    /// What `doing` on `object` ended with. Missing objects, refusals and misuse end the job; what may pass when
+    /// tried again is transient.
+    pub fn from_store(doing: &str, object: &str, error: object_store::Error) -> Self {
+        let (fate, kind) = classify(&error);
+        Self::new(fate, kind, format!("cannot {doing} {object}: {}", innermost(&error))).because(error)
+    }
+
+    /// The failed row's error when this happened while an object was read.
+    pub fn row_error(&self) -> RowError {
+        let class = match self.kind {
+            IoErrorKind::NotFound => ErrorClass::NotFound,
+            IoErrorKind::SourceChanged => ErrorClass::SourceChanged,
+            IoErrorKind::TooLarge => ErrorClass::ObjectTooLarge,
+            _ => ErrorClass::ReadFailed,
+        };
+        RowError::new(class, Stage::Fetch, self.message.clone())
+    }
+}
+
+fn classify(error: &object_store::Error) -> (Fate, IoErrorKind) {
+    use object_store::Error;
+    match error {
+        Error::NotFound { .. } => (Fate::Fatal, IoErrorKind::NotFound),
+        Error::AlreadyExists { .. } => (Fate::Fatal, IoErrorKind::Conflict),
+        Error::Precondition { .. } | Error::NotModified { .. } => (Fate::Fatal, IoErrorKind::SourceChanged),
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => (Fate::Fatal, IoErrorKind::Refused),
+        Error::InvalidPath { .. }
+        | Error::NotSupported { .. }
+        | Error::NotImplemented { .. }
+        | Error::UnknownConfigurationKey { .. } => (Fate::Fatal, IoErrorKind::Invalid),
+        _ => match io_kind(error) {
+            Some(
+                std::io::ErrorKind::PermissionDenied
+                | std::io::ErrorKind::ReadOnlyFilesystem
+                | std::io::ErrorKind::StorageFull
+                | std::io::ErrorKind::QuotaExceeded,
+            ) => (Fate::Fatal, IoErrorKind::Refused),
+            Some(std::io::ErrorKind::NotADirectory | std::io::ErrorKind::IsADirectory) => {
+                (Fate::Fatal, IoErrorKind::Invalid)
+            }
+            _ => (Fate::Transient, IoErrorKind::Failed),
+        },
+    }
+}
+
+/// The kind of the first `std::io::Error` in the chain.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The text of the last error in the chain: what the system said, without the wrappers' prefixes.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
+}
