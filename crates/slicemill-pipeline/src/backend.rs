@@ -5,14 +5,7 @@ use std::sync::Arc;
 
 use slicemill_core::{Fate, GenerationParams, ModelCard, SlicePlan};
 
-/// A device of the pool, written `cpu:0` or `cuda:1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DeviceId {
-    /// The n-th CPU worker.
-    Cpu(u32),
-    /// The n-th CUDA GPU.
-    Cuda(u32),
-}
+pub use crate::device::DeviceId;
 
 /// What one device can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,16 +18,20 @@ pub struct BackendLimits {
     pub sequences_max: u32,
 }
 
-/// One normalised view of an image, as patches.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PreparedView {
-    /// Patches across.
-    pub patches_wide: u32,
-    /// Patches down.
-    pub patches_high: u32,
-    /// `[patches, 3 · patch · patch]`, row-major patches, each in the order channel, row, column (a convolution's weight order).
-    pub patches: Vec<f32>,
+impl BackendLimits {
+    /// The lesser of each limit.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self {
+            batch_views_max: self.batch_views_max.min(other.batch_views_max),
+            batch_patches_max: self.batch_patches_max.min(other.batch_patches_max),
+            sequences_max: self.sequences_max.min(other.sequences_max),
+        }
+    }
 }
+
+/// One normalised view of an image, as patches.
+pub use slicemill_image::NormalisedView as PreparedView;
 
 /// All views of one image in the order the language model sees them.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,7 +120,8 @@ pub struct BackendError {
 ///
 /// The protocol: [`encode`](Self::encode) a packed batch, read tokens or [`admit`](Self::admit) one sequence per
 /// prompt while [`free_sequences`](Self::free_sequences) allows, call [`step`](Self::step) until nothing is in
-/// flight, [`release`](Self::release) every handle. On the CPU the results must not depend, not by a bit, on what
+/// flight, [`release`](Self::release) every handle. A handle is released once, after the last sequence about it has
+/// finished or was abandoned. A call that fails leaves the backend as it was before the call. On the CPU the results must not depend, not by a bit, on what
 /// else is in the batch or in flight.
 pub trait Backend {
     /// What one batch may hold.
@@ -144,6 +142,9 @@ pub trait Backend {
     /// Decodes one token for every sequence in flight and returns those that finished, in order of admission.
     /// An error of fate `Row` names its sequence in the tuple and leaves the others in flight.
     fn step(&mut self) -> Result<Vec<Generated>, (Option<SequenceId>, BackendError)>;
+
+    /// Drops a sequence in flight and frees its slot; `step` never returns it. Unknown sequences are ignored.
+    fn abandon(&mut self, sequence: SequenceId);
 
     /// Frees an image's visual tokens.
     fn release(&mut self, image: VisualHandle);

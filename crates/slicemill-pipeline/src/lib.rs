@@ -1,2 +1,35 @@
-//! The typed stream of slicemill: backends, device threads and leases, buckets and batches.
+//! The typed stream of slicemill: from rows of a listing to annotated rows, over device threads and leases.
+//!
+//! ```text
+//!  rows ─▶ windows ─▶ fetch ─▶ header, plan ─▶ batches ─▶ decode, slice, normalise ─▶ │ encode ─▶ generate │ ─▶ outcomes
+//!          (bytes)    (async)  (CPU pool)      (pure)     (CPU pool)                  │ one device, leased │
+//!          ╰────────── compressed bytes ──────────╯╰──────── prepared bytes ─────────╯
+//! ```
+//!
+//! [`Annotator::annotate_chunk`] takes the rows of one chunk and gives one [`RowOutcome`](slicemill_core::RowOutcome)
+//! per row, in order. Call it for several chunks at once: the host part of one runs while another has the device.
+//!
+//! - [`Backend`] is the seam to a model, [`Fetch`] the seam to a store.
+//! - [`DevicePool`] owns one thread per device and leases them in order of arrival.
+//! - [`budget`] bounds what is held in memory and says why that cannot deadlock.
+//! - [`planned_costs`] is the one path by which both `slicemill plan` and a run count tokens and compute.
+//!
+//! What is absent, on purpose: formats of images and of files, Arrow, CUDA, clocks in decisions.
+
 pub mod backend;
+mod device;
+mod panic;
+mod plan;
+mod pool;
+mod progress;
+mod spec;
+
+pub use backend::{
+    Backend, BackendError, BackendFactory, BackendLimits, FinishReason, GenerateRequest, Generated, PreparedImage,
+    PreparedView, SequenceId, VisualHandle,
+};
+pub use device::{DeviceId, DeviceParseError, parse_devices};
+pub use plan::{Fault, Inspected, PlannedRow, inspect, planned_costs};
+pub use pool::{Cancel, DeviceLease, DevicePool};
+pub use progress::{BusyStage, Progress, ProgressSnapshot};
+pub use spec::{AnnotateSpec, Fetch, FetchError, Fetched, InputRef, PipelineError, PromptItem, RuntimeLimits};

@@ -1,0 +1,138 @@
+//! What goes in: rows, the job's choices ([`AnnotateSpec`]) and how this run behaves ([`RuntimeLimits`]).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use slicemill_core::{BatchLimits, GenerationParams, ImageOptions, RowError, SlicingPolicy, TaskKind, TokenDtype};
+
+/// One prompt of a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptItem {
+    /// Number of the question, from 0; none for captions.
+    pub question_id: Option<u32>,
+    /// The question or the caption's instruction, before any template.
+    pub question: String,
+}
+
+/// One object to annotate, as the frozen listing names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputRef {
+    /// Unique key in the job.
+    pub key: String,
+    /// URL.
+    pub source: String,
+    /// Size from the listing. Memory is reserved by it, so an object that turns out larger fails as `source_changed`.
+    pub bytes: u64,
+    /// Prompts; empty for encode jobs. Rows with the same prompts share them.
+    pub prompts: Arc<[PromptItem]>,
+}
+
+/// Bytes of an object.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// The whole object.
+    pub bytes: Bytes,
+    /// How often it was tried, from 1.
+    pub attempts: u32,
+}
+
+/// Why an object could not be read, after all retries.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// The row fails, the run goes on.
+    #[error("{error}")]
+    Row {
+        /// Why.
+        error: RowError,
+        /// How often it was tried, from 1.
+        attempts: u32,
+    },
+    /// The job ends and can be resumed.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Reads objects. Retries transient errors itself; the pipeline calls it once per row, for at most
+/// [`RuntimeLimits::fetch_concurrency`] rows at a time.
+pub trait Fetch: Send + Sync {
+    /// Reads the whole object of `row`.
+    fn fetch<'a>(&'a self, row: &'a InputRef) -> BoxFuture<'a, Result<Fetched, FetchError>>;
+}
+
+/// The choices of a job that decide its content.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AnnotateSpec {
+    /// Captions, answers or visual tokens.
+    pub task: TaskKind,
+    /// How bytes become pixels.
+    pub image: ImageOptions,
+    /// How images are sliced.
+    pub policy: SlicingPolicy,
+    /// How text is generated; unused by encode jobs.
+    pub generation: GenerationParams,
+    /// Text around every question: `{question}` is replaced by it. None is the question alone.
+    pub prompt_template: Option<String>,
+    /// Whether rows carry the generated token ids.
+    pub token_ids: bool,
+    /// Element type of stored visual tokens; rows carry f32 and the writer converts.
+    pub dtype: TokenDtype,
+}
+
+impl AnnotateSpec {
+    /// The prompt of `item`, after the job's template and before the model's.
+    pub fn prompt(&self, item: &PromptItem) -> String {
+        match &self.prompt_template {
+            Some(template) => template.replace("{question}", &item.question),
+            None => item.question.clone(),
+        }
+    }
+}
+
+/// How a run behaves. None of these changes a byte of the content.
+///
+/// A chunk in flight holds at most `2 × window_bytes_max` compressed and `prepared_bytes_max` prepared bytes (or its
+/// one largest row or batch, where that is more); there are devices + 1 chunks in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeLimits {
+    /// What one encode batch may hold; the devices' own limits apply too.
+    pub batch: BatchLimits,
+    /// Sequences decoded together on one device; the device's own limit applies too.
+    pub sequences_max: u32,
+    /// Objects read at the same time, all chunks together.
+    pub fetch_concurrency: u32,
+    /// Listed bytes of the rows that are read before their batches are planned.
+    pub window_bytes_max: u64,
+    /// Bytes of prepared views that wait for a device, per chunk.
+    pub prepared_bytes_max: u64,
+    /// Bytes of decoded pixels in work on the CPU pool, all chunks together.
+    pub decode_bytes_max: u64,
+    /// How often a transient device error is retried before the row fails.
+    pub transient_retries_max: u32,
+}
+
+impl Default for RuntimeLimits {
+    fn default() -> Self {
+        Self {
+            batch: BatchLimits { views_max: 32, patches_max: 32 * 1024, held_bytes_max: 256 << 20 },
+            sequences_max: 32,
+            fetch_concurrency: 16,
+            window_bytes_max: 64 << 20,
+            prepared_bytes_max: 128 << 20,
+            decode_bytes_max: 1 << 30,
+            transient_retries_max: 3,
+        }
+    }
+}
+
+/// Why a chunk was not annotated. Nothing of the chunk is written; the job can be resumed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PipelineError {
+    /// The job ends: the store, the model or a device failed in a way that other rows would meet too.
+    #[error("{0}")]
+    Fatal(String),
+    /// Limits that cannot work.
+    #[error("{0}")]
+    Limits(String),
+}
