@@ -1,0 +1,151 @@
+//! TIFF directories: the header of a TIFF file and, in the same form, EXIF.
+//!
+//! Only whole numbers of the first directory are read, one entry at a time, so that a broken entry elsewhere does not
+//! hide the orientation. (Pillow reads EXIF as lazily.)
+
+use crate::Orientation;
+use crate::fault::Fault;
+use crate::window::{Stop, Window};
+
+/// Tags of the first directory that matter here.
+pub(crate) mod tag {
+    pub(crate) const IMAGE_WIDTH: u16 = 256;
+    pub(crate) const IMAGE_LENGTH: u16 = 257;
+    pub(crate) const ORIENTATION: u16 = 274;
+    pub(crate) const SAMPLES_PER_PIXEL: u16 = 277;
+    pub(crate) const EXTRA_SAMPLES: u16 = 338;
+}
+
+/// Most entries that are looked at: real directories have a few dozen.
+const ENTRIES_MAX: u64 = 4096;
+
+/// The first directory of a TIFF file or EXIF block.
+pub(crate) struct Directory<'a> {
+    window: Window<'a>,
+    little_endian: bool,
+    big_tiff: bool,
+    first_entry: u64,
+    entries: u64,
+}
+
+impl<'a> Directory<'a> {
+    /// Finds the first directory of a block that begins with `II` or `MM`.
+    pub(crate) fn open(window: Window<'a>) -> Result<Self, Stop> {
+        let magic: [u8; 4] = window.array(0, "byte order")?;
+        let (little_endian, big_tiff) = match &magic {
+            b"II*\0" => (true, false),
+            b"MM\0*" => (false, false),
+            b"II+\0" => (true, true),
+            b"MM\0+" => (false, true),
+            _ => return Err(Fault::bad_header("the byte order is neither II nor MM").into()),
+        };
+        let mut directory = Self { window, little_endian, big_tiff, first_entry: 0, entries: 0 };
+        let what = "first directory";
+        let (start, count_bytes) =
+            if big_tiff { (directory.number(8, 8, what)?, 8) } else { (directory.number(4, 4, what)?, 2) };
+        directory.entries = directory.number(start, count_bytes, what)?;
+        directory.first_entry = start.saturating_add(count_bytes);
+        if directory.entries == 0 || directory.entries > ENTRIES_MAX {
+            return Err(Fault::bad_header(format!("the first directory has {} entries", directory.entries)).into());
+        }
+        Ok(directory)
+    }
+
+    /// An unsigned number of 1, 2, 4 or 8 bytes.
+    fn number(&self, offset: u64, len: u64, what: &str) -> Result<u64, Stop> {
+        let bytes = self.window.bytes(offset, len, what)?;
+        let fold = |number: u64, &byte: &u8| (number << 8) | u64::from(byte);
+        Ok(if self.little_endian { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
+    }
+
+    /// The first value of a whole-number tag, or `None` when the directory does not have it.
+    pub(crate) fn get(&self, wanted: u16) -> Result<Option<u64>, Stop> {
+        let (entry_bytes, value_at, inline_bytes) = if self.big_tiff { (20, 12, 8) } else { (12, 8, 4) };
+        let what = "first directory";
+        for index in 0..self.entries {
+            let entry = self.first_entry.saturating_add(index * entry_bytes);
+            if self.number(entry, 2, what)? != u64::from(wanted) {
+                continue;
+            }
+            let element_bytes = match self.number(entry + 2, 2, what)? {
+                1 => 1,
+                3 => 2,
+                4 => 4,
+                16 => 8,
+                _ => return Ok(None),
+            };
+            let count = self.number(entry + 4, value_at - 4, what)?;
+            if count == 0 {
+                return Ok(None);
+            }
+            let inline = count.saturating_mul(element_bytes) <= inline_bytes;
+            let at = if inline { entry + value_at } else { self.number(entry + value_at, inline_bytes, what)? };
+            return self.number(at, element_bytes, "value of a directory entry").map(Some);
+        }
+        Ok(None)
+    }
+
+    /// The orientation; anything but 1 to 8 is upright.
+    pub(crate) fn orientation(&self) -> Result<Orientation, Stop> {
+        let number = self.get(tag::ORIENTATION)?.and_then(|number| u32::try_from(number).ok());
+        Ok(number.and_then(Orientation::from_exif).unwrap_or_default())
+    }
+}
+
+/// The orientation in an EXIF block, with or without the leading `Exif\0\0`. EXIF that cannot be read is no fault of
+/// the image, which is then upright.
+pub(crate) fn orientation(block: &[u8]) -> Orientation {
+    let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
+    let window = Window::new(block, block.len() as u64);
+    Directory::open(window).and_then(|directory| directory.orientation()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(little_endian: bool, kind: u16, value: u32) -> Vec<u8> {
+        let u16s = |n: u16| if little_endian { n.to_le_bytes() } else { n.to_be_bytes() };
+        let u32s = |n: u32| if little_endian { n.to_le_bytes() } else { n.to_be_bytes() };
+        let mut out = if little_endian { b"II*\0".to_vec() } else { b"MM\0*".to_vec() };
+        out.extend(u32s(8));
+        out.extend(u16s(2));
+        for (tag, kind, value) in [(271, 2, 7), (tag::ORIENTATION, kind, value)] {
+            out.extend(u16s(tag));
+            out.extend(u16s(kind));
+            out.extend(u32s(1));
+            if kind == 3 {
+                out.extend(u16s(value as u16));
+                out.extend([0, 0]);
+            } else {
+                out.extend(u32s(value));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn orientation_is_read_in_both_byte_orders() {
+        for little_endian in [true, false] {
+            for number in 1..=8 {
+                let plain = block(little_endian, 3, number);
+                assert_eq!(u32::from(orientation(&plain).exif()), number);
+                let prefixed = [b"Exif\0\0".as_slice(), &plain].concat();
+                assert_eq!(u32::from(orientation(&prefixed).exif()), number);
+                assert_eq!(u32::from(orientation(&block(little_endian, 4, number)).exif()), number);
+            }
+        }
+    }
+
+    #[test]
+    fn unreadable_exif_means_upright() {
+        let good = block(true, 3, 6);
+        assert_eq!(orientation(&block(true, 3, 0)), Orientation::Upright);
+        assert_eq!(orientation(&block(true, 3, 9)), Orientation::Upright);
+        assert_eq!(orientation(&block(true, 5, 6)), Orientation::Upright);
+        assert_eq!(orientation(b""), Orientation::Upright);
+        for len in 0..good.len() - 4 {
+            assert_eq!(orientation(&good[..len]), Orientation::Upright, "{len}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What can be wrong with an image, before it is known in which stage it was noticed.
+
+use slicemill_core::{ErrorClass, RowError, Stage};
+
+use crate::ImageFormat;
+
+/// A fault of the bytes: its class and, in words, what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) class: ErrorClass,
+    pub(crate) what: String,
+}
+
+impl Fault {
+    fn new(class: ErrorClass, what: impl Into<String>) -> Self {
+        Self { class, what: what.into() }
+    }
+
+    /// The bytes end too early.
+    pub(crate) fn truncated(what: impl Into<String>) -> Self {
+        Self::new(ErrorClass::Truncated, what)
+    }
+
+    /// The bytes contradict themselves.
+    pub(crate) fn corrupt(what: impl Into<String>) -> Self {
+        Self::new(ErrorClass::Corrupt, what)
+    }
+
+    /// The header makes no sense.
+    pub(crate) fn bad_header(what: impl Into<String>) -> Self {
+        Self::new(ErrorClass::BadHeader, what)
+    }
+
+    /// A variant of the format that is not decoded.
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::new(ErrorClass::UnsupportedVariant, what)
+    }
+
+    /// More pixels than the job accepts.
+    pub(crate) fn too_many_pixels(what: impl Into<String>) -> Self {
+        Self::new(ErrorClass::TooManyPixels, what)
+    }
+
+    /// The row error: format, what is wrong, remedy.
+    pub(crate) fn at(self, stage: Stage, format: ImageFormat) -> RowError {
+        let remedy = match self.class {
+            ErrorClass::Truncated => "the file is incomplete: copy or download it again",
+            ErrorClass::Corrupt => "the file is damaged: copy it again or export it anew",
+            ErrorClass::BadHeader => "the file is damaged or not what it claims to be: export it anew",
+            ErrorClass::UnsupportedVariant => "convert it, for example to an 8-bit RGB PNG",
+            ErrorClass::TooManyPixels => "raise the pixel limit or shrink the image",
+            ErrorClass::OutOfMemory => "lower the pixel limit or run fewer images at once",
+            _ => "export it anew",
+        };
+        RowError::new(self.class, stage, format!("{}: {}; {remedy}", format.title(), self.what))
+    }
+}
+
+/// A zeroed buffer of `bytes`, or a fault instead of an abort when the machine cannot give it.
+pub(crate) fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>, Fault> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(len).map_err(|_| {
+        Fault::new(ErrorClass::OutOfMemory, format!("no memory for {len} elements of {} bytes", size_of::<T>()))
+    })?;
+    buffer.resize(len, T::default());
+    Ok(buffer)
+}

@@ -1,0 +1,65 @@
+//! WebP: RIFF chunks (RFC 9649).
+
+use slicemill_core::Size;
+
+use super::Header;
+use crate::fault::Fault;
+use crate::window::{Stop, Window};
+use crate::{ImageFormat, Orientation, exif};
+
+const ALPHA_FLAG: u8 = 0x10;
+const EXIF_FLAG: u8 = 0x08;
+
+/// Reads the first chunk; EXIF is looked for only when the extended header announces it.
+pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
+    let kind: [u8; 4] = window.array(12, "first chunk")?;
+    let mut orientation = Orientation::Upright;
+    let (stored, has_alpha) = match &kind {
+        b"VP8 " => (lossy_size(window)?, false),
+        b"VP8L" => lossless_size(window)?,
+        b"VP8X" => {
+            let extended: [u8; 10] = window.array(20, "VP8X chunk")?;
+            let [flags, _, _, _, w0, w1, w2, h0, h1, h2] = extended;
+            if flags & EXIF_FLAG != 0 {
+                orientation = find_exif(window)?;
+            }
+            let side = |bytes: [u8; 3]| 1 + u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
+            (Size::new(side([w0, w1, w2]), side([h0, h1, h2])), flags & ALPHA_FLAG != 0)
+        }
+        _ => return Err(Fault::bad_header("the first chunk is none of VP8, VP8L and VP8X").into()),
+    };
+    Ok(Header { format: ImageFormat::WebP, stored, orientation, has_alpha })
+}
+
+fn lossy_size(window: Window<'_>) -> Result<Size, Stop> {
+    let frame: [u8; 10] = window.array(20, "VP8 frame header")?;
+    if frame[0] & 1 != 0 || frame[3..6] != [0x9D, 0x01, 0x2A] {
+        return Err(Fault::bad_header("the VP8 frame is no key frame").into());
+    }
+    let side = |low: u8, high: u8| u32::from(u16::from_le_bytes([low, high]) & 0x3FFF);
+    Ok(Size::new(side(frame[6], frame[7]), side(frame[8], frame[9])))
+}
+
+fn lossless_size(window: Window<'_>) -> Result<(Size, bool), Stop> {
+    let [signature, b0, b1, b2, b3] = window.array(20, "VP8L header")?;
+    let bits = u32::from_le_bytes([b0, b1, b2, b3]);
+    if signature != 0x2F || bits >> 29 != 0 {
+        return Err(Fault::bad_header("the VP8L header is not that of version 0").into());
+    }
+    Ok((Size::new(1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)), bits & (1 << 28) != 0))
+}
+
+/// EXIF stands after the image data. A file that ends before it is truncated, which decoding will find out.
+fn find_exif(window: Window<'_>) -> Result<Orientation, Stop> {
+    let mut at = 12;
+    while at + 8 <= window.total() {
+        let head: [u8; 8] = window.array(at, "chunks")?;
+        let len = u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
+        if &head[..4] == b"EXIF" {
+            let len = len.min(window.total() - at - 8);
+            return Ok(exif::orientation(window.bytes(at + 8, len, "EXIF chunk")?));
+        }
+        at += 8 + len + (len & 1);
+    }
+    Ok(Orientation::Upright)
+}

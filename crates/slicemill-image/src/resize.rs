@@ -1,0 +1,167 @@
+//! Bicubic resizing, equal to Pillow's `Image.resize(size, Resampling.BICUBIC)` on every byte.
+//!
+//! Two passes, horizontal and then vertical, each only when its side changes; 8-bit rounding in between; a = −0.5;
+//! the support grows with the downscale factor; coefficients are normalised in f64 and then rounded to 22 fractional
+//! bits. (Algorithm: Pillow's `Resample.c`.)
+
+use slicemill_core::{ErrorClass, RowError, Size, Stage};
+
+use crate::RgbImage;
+use crate::fault::{Fault, zeroed};
+
+/// Fractional bits of a coefficient: 32 bits less 8 for a sample and 2 for overshoot and sign.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// Half the width of the bicubic kernel, in source pixels at scale 1.
+const SUPPORT: f64 = 2.0;
+
+/// The bicubic kernel with a = −0.5.
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// The coefficients of one axis.
+struct Axis {
+    /// First source sample and number of samples of every output sample.
+    spans: Vec<(usize, usize)>,
+    /// `[output samples, taps]`, fixed point.
+    coefficients: Vec<i32>,
+    /// Coefficients kept per output sample.
+    taps: usize,
+}
+
+impl Axis {
+    fn new(from: u32, to: u32) -> Result<Self, Fault> {
+        let scale = f64::from(from) / f64::from(to);
+        let filter_scale = scale.max(1.0);
+        let support = SUPPORT * filter_scale;
+        let taps = support.ceil() as usize * 2 + 1;
+        let mut coefficients = zeroed::<i32>(taps * to as usize)?;
+        let mut spans = Vec::with_capacity(to as usize);
+        let mut weights = vec![0.0; taps];
+        for (index, row) in (0..to).zip(coefficients.chunks_exact_mut(taps)) {
+            let center = (f64::from(index) + 0.5) * scale;
+            let first = ((center - support + 0.5) as i64).max(0) as usize;
+            let last = ((center + support + 0.5) as i64).clamp(0, i64::from(from)) as usize;
+            let count = last.saturating_sub(first).min(taps);
+            let mut sum = 0.0;
+            for (offset, weight) in weights[..count].iter_mut().enumerate() {
+                *weight = bicubic(((offset + first) as f64 - center + 0.5) * (1.0 / filter_scale));
+                sum += *weight;
+            }
+            for (coefficient, weight) in row.iter_mut().zip(&weights[..count]) {
+                let weight = if sum == 0.0 { *weight } else { *weight / sum };
+                *coefficient = fixed_point(weight);
+            }
+            spans.push((first, count));
+        }
+        Ok(Self { spans, coefficients, taps })
+    }
+
+    fn samples(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        let rows = self.coefficients.chunks_exact(self.taps);
+        self.spans.iter().zip(rows).map(|(&(first, count), row)| (first, &row[..count]))
+    }
+
+    /// The source samples that are used at all.
+    fn range(&self) -> std::ops::Range<usize> {
+        let start = self.spans.first().map_or(0, |span| span.0);
+        let end = self.spans.last().map_or(0, |span| span.0 + span.1);
+        start..end
+    }
+}
+
+/// Rounds half away from zero.
+fn fixed_point(weight: f64) -> i32 {
+    let scaled = weight * f64::from(1u32 << PRECISION_BITS);
+    if weight < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 }
+}
+
+fn to_u8(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// Resizes an image, equal to Pillow's bicubic on every byte. Neither size may be empty.
+///
+/// # Errors
+/// `out_of_memory`; `plan_rejected` when a size is empty.
+pub fn resize_bicubic(image: &RgbImage, to: Size) -> Result<RgbImage, RowError> {
+    if image.size().pixels() == 0 || to.pixels() == 0 {
+        let message = format!("{} cannot be resized to {to}; plan the image again", image.size());
+        return Err(RowError::new(ErrorClass::PlanRejected, Stage::Slice, message));
+    }
+    resize(image, to)
+        .map_err(|fault| RowError::new(fault.class, Stage::Slice, format!("{}; use a smaller side", fault.what)))
+}
+
+/// Resizes to `to`; neither size is empty.
+pub(crate) fn resize(image: &RgbImage, to: Size) -> Result<RgbImage, Fault> {
+    let from = image.size();
+    let result = match (from.width != to.width, from.height != to.height) {
+        (false, false) => image.as_bytes().to_vec(),
+        (true, false) => horizontal(image.as_bytes(), from, to.width, 0..from.height as usize)?,
+        (false, true) => vertical(image.as_bytes(), to.width, &Axis::new(from.height, to.height)?, 0)?,
+        (true, true) => {
+            let axis = Axis::new(from.height, to.height)?;
+            let rows = axis.range();
+            let wide = horizontal(image.as_bytes(), from, to.width, rows.clone())?;
+            vertical(&wide, to.width, &axis, rows.start)?
+        }
+    };
+    RgbImage::from_raw(to, result).ok_or_else(|| Fault::corrupt("the pixels do not fill the image"))
+}
+
+/// `[rows, width, 3]` → `[rows, to, 3]`, for the given rows only.
+fn horizontal(pixels: &[u8], from: Size, to: u32, rows: std::ops::Range<usize>) -> Result<Vec<u8>, Fault> {
+    let axis = Axis::new(from.width, to)?;
+    let (stride, stride_to) = (from.width as usize * 3, to as usize * 3);
+    let mut out = zeroed::<u8>(rows.len() * stride_to)?;
+    let source = pixels[rows.start * stride..rows.end * stride].chunks_exact(stride);
+    for (row, out) in source.zip(out.chunks_exact_mut(stride_to)) {
+        for ((first, coefficients), out) in axis.samples().zip(out.chunks_exact_mut(3)) {
+            let mut sums = [1i32 << (PRECISION_BITS - 1); 3];
+            for (pixel, &coefficient) in row[first * 3..].chunks_exact(3).zip(coefficients) {
+                for (sum, &sample) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(sample) * coefficient;
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = to_u8(sum);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Samples summed at once in the vertical pass; their sums stay in registers.
+const LANES: usize = 64;
+
+/// `[rows, width, 3]` → `[axis, width, 3]`; `first_row` is the source row at the start of `pixels`.
+fn vertical(pixels: &[u8], width: u32, axis: &Axis, first_row: usize) -> Result<Vec<u8>, Fault> {
+    let stride = width as usize * 3;
+    let mut out = zeroed::<u8>(axis.spans.len() * stride)?;
+    for ((first, coefficients), out) in axis.samples().zip(out.chunks_exact_mut(stride)) {
+        let rows = &pixels[(first - first_row) * stride..];
+        for (chunk, out) in out.chunks_mut(LANES).enumerate() {
+            let mut sums = [1i32 << (PRECISION_BITS - 1); LANES];
+            for (row, &coefficient) in rows.chunks_exact(stride).zip(coefficients) {
+                let row = &row[chunk * LANES..][..out.len()];
+                for (sum, &sample) in sums.iter_mut().zip(row) {
+                    *sum += i32::from(sample) * coefficient;
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = to_u8(sum);
+            }
+        }
+    }
+    Ok(out)
+}
