@@ -14,6 +14,9 @@ pub struct PromptItem {
     pub question_id: Option<u32>,
     /// The question or the caption's instruction, before any template.
     pub question: String,
+    /// What the model is asked, when that is not the question in [`AnnotateSpec::prompt_template`]: the question with
+    /// other columns of its file.
+    pub prompt: Option<String>,
 }
 
 /// One object to annotate, as the frozen listing names it.
@@ -25,6 +28,8 @@ pub struct InputRef {
     pub source: String,
     /// Size from the listing. Memory is reserved by it, so an object that turns out larger fails as `source_changed`.
     pub bytes: u64,
+    /// Etag or modification time from the listing, by which [`Fetch`] sees that the object changed; empty when unknown.
+    pub tag: String,
     /// Prompts; empty for encode jobs. Rows with the same prompts share them.
     pub prompts: Arc<[PromptItem]>,
 }
@@ -83,9 +88,10 @@ pub struct AnnotateSpec {
 impl AnnotateSpec {
     /// The prompt of `item`, after the job's template and before the model's.
     pub fn prompt(&self, item: &PromptItem) -> String {
-        match &self.prompt_template {
-            Some(template) => template.replace("{question}", &item.question),
-            None => item.question.clone(),
+        match (&item.prompt, &self.prompt_template) {
+            (Some(prompt), _) => prompt.clone(),
+            (None, Some(template)) => template.replace("{question}", &item.question),
+            (None, None) => item.question.clone(),
         }
     }
 }
