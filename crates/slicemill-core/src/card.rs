@@ -81,3 +81,24 @@ pub struct ModelCard {
     /// Generation defaults.
     pub generation: GenerationParams,
 }
+
+impl ModelCard {
+    /// The null model: it plans as LLaVA-UHD does and takes every image, encodes nothing and says nothing, so that the
+    /// pipeline itself can be measured. 64 visual tokens of width 1 per view; its compute is 0.
+    pub fn null() -> Self {
+        Self {
+            name: "null".to_owned(),
+            fingerprint: "0".repeat(64),
+            family: "null".to_owned(),
+            policy: SlicingPolicy::llava_uhd(),
+            token_rule: TokenRule::Queries(64),
+            width: 1,
+            schema: Schema::CommaNewline,
+            normalisation: Normalisation::CLIP,
+            shape: ModelShape::NOTHING,
+            context_tokens_max: 1 << 24,
+            default_prompt: String::new(),
+            generation: GenerationParams::default(),
+        }
+    }
+}

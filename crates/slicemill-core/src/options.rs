@@ -78,11 +78,7 @@ impl ImageOptions {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self {
-            orientation: OrientationRule::Apply,
-            alpha: Alpha::White,
-            pixels_max: Self::PIXELS_MAX_DEFAULT,
-        }
+        Self { orientation: OrientationRule::Apply, alpha: Alpha::White, pixels_max: Self::PIXELS_MAX_DEFAULT }
     }
 }
 

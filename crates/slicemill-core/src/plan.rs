@@ -1,8 +1,10 @@
 //! The plan of one image: what will be encoded, before any pixel is read.
+//!
+//! [`crate::SlicingPolicy::plan`] makes it; here is what can be read off it: views, crop boxes and token counts.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cut, OverviewPosition, Size, TokenRule};
+use crate::{Cut, OverviewPosition, PolicyError, Schema, Size, TokenRule};
 
 /// Columns × rows of slices. 0 × 0 means that only the overview is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -97,7 +99,9 @@ pub enum PlanRejection {
     #[error("the image has no pixels ({0})")]
     EmptyImage(Size),
     /// The pre-resize would make the short side 0 pixels.
-    #[error("resizing {image} so that its long side is {long_side} would leave its short side 0 pixels; use a policy without pre-resize")]
+    #[error(
+        "resizing {image} so that its long side is {long_side} would leave its short side 0 pixels; use a policy without pre-resize"
+    )]
     AspectTooExtreme {
         /// Size of the image.
         image: Size,
@@ -105,7 +109,9 @@ pub enum PlanRejection {
         long_side: u32,
     },
     /// An encoded view would have more patches than a tower can be given.
-    #[error("a view of {view} would have {patches} patches, more than {patches_max}; crop the image or use pad-square")]
+    #[error(
+        "a view of {view} would have {patches} patches and {patches_max} is the limit; crop the image or use pad-square"
+    )]
     TooManyPatches {
         /// Size of the view.
         view: Size,
@@ -114,6 +120,17 @@ pub enum PlanRejection {
         /// The limit.
         patches_max: u64,
     },
+    /// The image has fewer pixels across or down than the grid has columns or rows, and is to be cut before resizing.
+    #[error("an image of {image} cannot be cut into {} columns and {} rows; use pad-square", grid.cols, grid.rows)]
+    TooSmall {
+        /// Size of the image.
+        image: Size,
+        /// The grid.
+        grid: Grid,
+    },
+    /// The policy itself is wrong ([`crate::SlicingPolicy::validate`]).
+    #[error("{0}")]
+    InvalidPolicy(PolicyError),
 }
 
 impl SlicePlan {
@@ -127,13 +144,86 @@ impl SlicePlan {
         self.grid.slices() + 1
     }
 
-    /// Size of the image that [`Cut::ResizeThenCut`] cuts: cols × slice width by rows × slice height.
+    /// Size of the image that [`Cut::ResizeThenCut`] and [`Cut::PadSquare`] cut: cols × slice width by
+    /// rows × slice height. 0 × 0 when there are no slices.
     pub const fn refined(&self) -> Size {
         Size::new(self.grid.cols * self.slice.width, self.grid.rows * self.slice.height)
+    }
+
+    /// The views in the order the language model sees them: slices row by row, the overview before or after them.
+    pub fn views(&self) -> Vec<View> {
+        let mut views = Vec::with_capacity(self.view_count() as usize);
+        let overview = self.view(ViewKind::Overview, self.overview);
+        if self.overview_position == OverviewPosition::First {
+            views.push(overview);
+        }
+        for row in 0..self.grid.rows {
+            views.extend((0..self.grid.cols).map(|col| self.view(ViewKind::Slice { col, row }, self.slice)));
+        }
+        if self.overview_position == OverviewPosition::Last {
+            views.push(overview);
+        }
+        debug_assert_eq!(views.len(), self.view_count() as usize, "one view per slice, and the overview");
+        views
+    }
+
+    fn view(&self, kind: ViewKind, size: Size) -> View {
+        debug_assert!(size.width.is_multiple_of(self.patch) && size.height.is_multiple_of(self.patch));
+        View { kind, size, patches_wide: size.width / self.patch, patches_high: size.height / self.patch }
+    }
+
+    /// Where the slices are cut, row by row.
+    ///
+    /// For [`Cut::CutThenResize`] the boxes lie in the working image: each is width / cols by height / rows, rounded
+    /// down, and the last column and row take what remains. For the other two they lie in the refined image
+    /// ([`Self::refined`]) and have the size of a slice. In both cases they tile the image they lie in.
+    pub fn crop_boxes(&self) -> Vec<Rect> {
+        let Grid { cols, rows } = self.grid;
+        if self.slices() == 0 {
+            return Vec::new();
+        }
+        let whole = match self.cut {
+            Cut::CutThenResize => self.working,
+            Cut::ResizeThenCut | Cut::PadSquare => self.refined(),
+        };
+        let columns = spans(whole.width, cols);
+        let boxes: Vec<Rect> = spans(whole.height, rows)
+            .flat_map(|(y, height)| {
+                columns.clone().map(move |(x, width)| Rect { x, y, size: Size::new(width, height) })
+            })
+            .collect();
+        debug_assert_eq!(boxes.iter().map(|rect| rect.size.pixels()).sum::<u64>(), whole.pixels(), "boxes tile");
+        boxes
     }
 
     /// Visual tokens in all views; separators are not included.
     pub fn visual_tokens(&self, rule: TokenRule) -> u64 {
         self.views().iter().map(|view| u64::from(rule.tokens(view))).sum()
     }
+
+    /// Patches of all views.
+    pub const fn patches(&self) -> u64 {
+        let area = (self.patch as u64) * (self.patch as u64);
+        (self.slice.pixels() / area) * (self.slices() as u64) + self.overview.pixels() / area
+    }
+
+    /// Separator tokens: one after every slice for [`Schema::CommaNewline`], none for [`Schema::Plain`].
+    ///
+    /// The tags of [`Schema::Tagged`] are text before they are tokens, so only the model's tokenizer can count them;
+    /// 0 is returned for it. The prompt's whole length comes from the model in every case.
+    pub const fn separators(&self, schema: Schema) -> u32 {
+        match schema {
+            Schema::CommaNewline => self.slices(),
+            Schema::Tagged | Schema::Plain => 0,
+        }
+    }
+}
+
+/// `length` in `parts` parts of equal size (offset, length), rounded down; the last takes what remains.
+fn spans(length: u32, parts: u32) -> impl Iterator<Item = (u32, u32)> + Clone {
+    let step = length / parts.max(1);
+    (0..parts).map(move |i| {
+        let offset = i * step;
+        (offset, if i + 1 == parts { length - offset } else { step })
+    })
 }

@@ -1,8 +1,6 @@
-//! Slicing policies as data.
+//! Slicing policies as data: one table of eight rows, three overrides, and the limits that keep planning total.
 
 use serde::{Deserialize, Serialize};
-
-use crate::{PlanRejection, Size, SlicePlan};
 
 /// Which slice counts compete for the grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -86,13 +84,211 @@ pub struct SlicingPolicy {
     pub overview: OverviewPosition,
 }
 
-/// An override that makes no sense.
+/// An override, or a policy read from a file, that makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct PolicyError(pub String);
 
+/// A row of the table of policies: [`SlicingPolicy`] without an allocation.
+struct NamedPolicy {
+    name: &'static str,
+    side: u32,
+    max_slices: u32,
+    pre_resize: Option<u32>,
+    partition: Partition,
+    rounding: Rounding,
+    cut: Cut,
+    overview: OverviewPosition,
+}
+
+/// LLaVA-UHD as released in July 2024, on images as they are. The other rows say in what they differ.
+const LLAVA_UHD_RAW: NamedPolicy = NamedPolicy {
+    name: "llava-uhd-raw",
+    side: 336,
+    max_slices: 7,
+    pre_resize: None,
+    partition: Partition::Adaptive(CandidateRule::Capped),
+    rounding: Rounding::Floor,
+    cut: Cut::ResizeThenCut,
+    overview: OverviewPosition::Last,
+};
+
+/// LLaVA-UHD as it was evaluated: every image is first resized to a long side of 1024.
+const LLAVA_UHD: NamedPolicy = NamedPolicy { name: "llava-uhd", pre_resize: Some(1024), ..LLAVA_UHD_RAW };
+
+/// All policies, in the order of [`SlicingPolicy::NAMES`]. Every one has patches of [`TABLE_PATCH`] pixels.
+const TABLE: [NamedPolicy; 8] = [
+    LLAVA_UHD,
+    LLAVA_UHD_RAW,
+    NamedPolicy {
+        name: "llava-uhd-paper",
+        max_slices: 6,
+        partition: Partition::Adaptive(CandidateRule::Widened),
+        cut: Cut::CutThenResize,
+        ..LLAVA_UHD_RAW
+    },
+    NamedPolicy { name: "llava-uhd-v2", max_slices: 9, pre_resize: Some(1024), ..LLAVA_UHD_RAW },
+    NamedPolicy {
+        name: "minicpm-v",
+        side: 448,
+        max_slices: 9,
+        rounding: Rounding::HalfEven,
+        overview: OverviewPosition::First,
+        ..LLAVA_UHD_RAW
+    },
+    NamedPolicy { name: "pad-square", max_slices: 0, partition: Partition::None, cut: Cut::PadSquare, ..LLAVA_UHD_RAW },
+    NamedPolicy {
+        name: "fixed-2x2",
+        max_slices: 4,
+        partition: Partition::Fixed { cols: 2, rows: 2 },
+        cut: Cut::PadSquare,
+        ..LLAVA_UHD_RAW
+    },
+    NamedPolicy { name: "whole", max_slices: 0, partition: Partition::None, ..LLAVA_UHD_RAW },
+];
+
+/// Patch size of all named policies, pixels.
+const TABLE_PATCH: u32 = 14;
+
+impl NamedPolicy {
+    fn to_policy(&self) -> SlicingPolicy {
+        SlicingPolicy {
+            name: self.name.to_owned(),
+            side: self.side,
+            patch: TABLE_PATCH,
+            max_slices: self.max_slices,
+            pre_resize: self.pre_resize,
+            partition: self.partition,
+            rounding: self.rounding,
+            cut: self.cut,
+            overview: self.overview,
+        }
+    }
+}
+
 impl SlicingPolicy {
     /// The names of all policies, in the order they are documented.
-    pub const NAMES: &'static [&'static str] =
-        &["llava-uhd", "llava-uhd-raw", "llava-uhd-paper", "llava-uhd-v2", "minicpm-v", "pad-square", "fixed-2x2", "whole"];
+    pub const NAMES: &'static [&'static str] = &[
+        "llava-uhd",
+        "llava-uhd-raw",
+        "llava-uhd-paper",
+        "llava-uhd-v2",
+        "minicpm-v",
+        "pad-square",
+        "fixed-2x2",
+        "whole",
+    ];
+
+    /// Largest side, pixels.
+    pub const SIDE_MAX: u32 = 4096;
+    /// Largest patch, pixels.
+    pub const PATCH_MAX: u32 = 256;
+    /// Largest `max_slices`.
+    pub const SLICES_MAX: u32 = 256;
+    /// Largest pre-resize, pixels.
+    pub const PRE_RESIZE_MAX: u32 = 65_536;
+    /// Most patches of one view.
+    ///
+    /// The attention of a view grows with the square of its patches, so there must be a limit. A view has about
+    /// (side / patch) × √aspect patches once its short side is down to one patch; with this limit every size up to
+    /// 100,000 × 100,000 has a plan under every named policy without pre-resize (the largest, 1 × 100,000 under
+    /// `minicpm-v`, has 10,119 patches).
+    pub const VIEW_PATCHES_MAX: u64 = 16_384;
+
+    /// The policy called `name`, `None` when there is no such policy. [`Self::NAMES`] lists them.
+    pub fn named(name: &str) -> Option<Self> {
+        TABLE.iter().find(|row| row.name == name).map(NamedPolicy::to_policy)
+    }
+
+    /// `llava-uhd`: the default where nothing else is said.
+    pub fn llava_uhd() -> Self {
+        LLAVA_UHD.to_policy()
+    }
+
+    /// The same policy with another side, patch or number of slices; `None` keeps what is there.
+    ///
+    /// Everything that the references write as a number of 336, 14, 112,896 (336²) or 576 ((336 / 14)²) follows the
+    /// side and the patch. The pre-resize does not: it is a property of the evaluation, not of the tower.
+    /// `max_slices` is `max_slice_nums` of the July 2024 release, and the cap that comes before widening
+    /// ([`CandidateRule::Widened`], so that one slice more is possible). A policy without a choice of grid takes
+    /// only the number it has.
+    ///
+    /// # Errors
+    /// When a value is 0 or above its limit, when the side is not a multiple of the patch, or when the policy has no
+    /// choice of grid and another number of slices is asked for.
+    pub fn with_overrides(
+        mut self,
+        side: Option<u32>,
+        patch: Option<u32>,
+        max_slices: Option<u32>,
+    ) -> Result<Self, PolicyError> {
+        if let Some(max) = max_slices
+            && max != self.max_slices
+            && !matches!(self.partition, Partition::Adaptive(_))
+        {
+            return Err(PolicyError(format!(
+                "policy {} always makes {} slices, so its number of slices cannot become {max}; leave it out or choose \
+                 another policy",
+                self.name, self.max_slices
+            )));
+        }
+        self.side = side.unwrap_or(self.side);
+        self.patch = patch.unwrap_or(self.patch);
+        self.max_slices = max_slices.unwrap_or(self.max_slices);
+        self.validate()?;
+        Ok(self)
+    }
+
+    /// Whether all numbers are in their limits and fit together. [`Self::plan`] refuses a policy that is not valid.
+    ///
+    /// # Errors
+    /// Names the number that is wrong, and the remedy.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        let name = &self.name;
+        let within = |what: &str, value: u32, max: u32| match value {
+            0 => Err(PolicyError(format!("policy {name}: {what} is 0; it must be at least 1"))),
+            _ if value > max => Err(PolicyError(format!("policy {name}: {what} {value} is above the limit of {max}"))),
+            _ => Ok(()),
+        };
+        within("side", self.side, Self::SIDE_MAX)?;
+        within("patch", self.patch, Self::PATCH_MAX)?;
+        let (side, patch) = (self.side, self.patch);
+        if side < patch {
+            return Err(PolicyError(format!(
+                "policy {name}: side {side} is smaller than patch {patch}; a side holds at least one patch"
+            )));
+        }
+        if !side.is_multiple_of(patch) {
+            let below = side - side % patch;
+            return Err(PolicyError(format!(
+                "policy {name}: side {side} is not a multiple of patch {patch}; the nearest are {below} and {}",
+                below + patch
+            )));
+        }
+        if self.square_patches() > Self::VIEW_PATCHES_MAX {
+            return Err(PolicyError(format!(
+                "policy {name}: a square of side {side} has {} patches of {patch}; the limit is {}",
+                self.square_patches(),
+                Self::VIEW_PATCHES_MAX
+            )));
+        }
+        if let Some(long_side) = self.pre_resize {
+            within("pre-resize", long_side, Self::PRE_RESIZE_MAX)?;
+        }
+        match self.partition {
+            Partition::Adaptive(_) => within("the largest number of slices", self.max_slices, Self::SLICES_MAX),
+            Partition::Fixed { cols, rows } => {
+                within("columns", cols, Self::SLICES_MAX)?;
+                within("rows", rows, Self::SLICES_MAX)?;
+                within("the number of slices", cols.saturating_mul(rows), Self::SLICES_MAX)
+            }
+            Partition::None => Ok(()),
+        }
+    }
+
+    /// Patches of a square of the tower's side: 576 for 336 and 14.
+    pub(crate) const fn square_patches(&self) -> u64 {
+        let across = (self.side / self.patch) as u64;
+        across * across
+    }
 }
