@@ -1,0 +1,416 @@
+//! The command line: typed flags, one struct per verb.
+//!
+//! Flags that say what a job *is* become keys of the same job document a TOML file holds ([`JobFlags::document`]), so
+//! both go through one validation. Flags that say how *this run* behaves ([`RunFlags`]) never enter the job.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Text printed below `--help`.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    done, every row is ok or skipped
+  1    failed; the message says why and what to do
+  2    the command line or the job is wrong; nothing was done
+  3    done, but some rows failed: see OUT/failed and `slicemill retry OUT`
+  4    `verify` found something wrong
+  5    OUT holds a different job; nothing was done
+  130  interrupted; run the same command again to resume";
+
+/// LLaVA-UHD over image datasets of any size: captions, answers and visual tokens as Parquet.
+#[derive(Debug, Parser)]
+#[command(name = "slicemill", version, about, after_help = AFTER_HELP, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// Output and logging.
+    #[command(flatten)]
+    pub output: OutputFlags,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct OutputFlags {
+    /// Say only what went wrong.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more; twice for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Form of log lines on standard error.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Progress on standard error: a bar on a terminal, else a line every few seconds.
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    pub progress: ProgressMode,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressMode {
+    /// A bar on a terminal, lines elsewhere.
+    Auto,
+    /// A bar.
+    Bar,
+    /// A line every few seconds.
+    Lines,
+    /// Nothing.
+    Off,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Caption images: one row per image in OUT/captions
+    Caption(CaptionArgs),
+    /// Answer questions about images: one row per image and question in OUT/answers
+    Ask(AskArgs),
+    /// Write the visual tokens of images: one row per image in OUT/tokens
+    Encode(EncodeArgs),
+    /// Run a job file
+    Run(RunArgs),
+    /// Say what a job will take, from image headers alone
+    Plan(PlanArgs),
+    /// Re-read an output and prove that nothing is lost, doubled or miscounted
+    Verify(OutArgs),
+    /// Run the failed rows of an output again
+    Retry(RetryArgs),
+    /// Summarise an output
+    Report(ReportArgs),
+    /// Query an output with SQL; tables: captions, answers, tokens, failed, skipped, timings
+    Sql(SqlArgs),
+    /// Print the versioned schemas of the output files
+    Schema(SchemaArgs),
+    /// Write exactly what the model will see of images, before normalisation
+    Slices(SlicesArgs),
+    /// Check this machine, the embedded model and the devices
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// Flags that say what a job is.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "The job")]
+pub struct JobFlags {
+    /// `embedded`, `null` (decodes and plans, says nothing), or the directory of a checkpoint
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Slicing policy [llava-uhd, llava-uhd-raw, llava-uhd-paper, llava-uhd-v2, minicpm-v, pad-square, fixed-2x2, whole]
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<String>,
+    /// Side of a slice in pixels
+    #[arg(long, value_name = "PIXELS")]
+    pub side: Option<u32>,
+    /// Patch size in pixels
+    #[arg(long, value_name = "PIXELS")]
+    pub patch: Option<u32>,
+    /// Most slices per image, without the overview
+    #[arg(long, value_name = "N")]
+    pub max_slices: Option<u32>,
+    /// EXIF orientation [apply, ignore]
+    #[arg(long, value_name = "RULE")]
+    pub orientation: Option<String>,
+    /// Background of transparent pixels [white, black, drop]
+    #[arg(long, value_name = "RULE")]
+    pub alpha: Option<String>,
+    /// Largest accepted image, width × height
+    #[arg(long, value_name = "PIXELS")]
+    pub pixels_max: Option<u64>,
+    /// Extra columns, as `+token_ids`
+    #[arg(long, value_name = "COLUMNS", allow_hyphen_values = true, value_delimiter = ',')]
+    pub columns: Vec<String>,
+    /// Input rows per chunk, the unit of resume
+    #[arg(long, value_name = "N")]
+    pub chunk_rows: Option<u64>,
+    /// Input rows per output file
+    #[arg(long, value_name = "N")]
+    pub shard_rows: Option<u64>,
+}
+
+/// Flags of text generation.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Generation")]
+pub struct GenerationFlags {
+    /// Cap on output tokens
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<u32>,
+    /// 0 is greedy
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Sample from the k most likely tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Sample from the smallest set of tokens that reaches this probability
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Above 1, tokens already produced become less likely
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f64>,
+    /// Seed of sampling; each row derives its own
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// Flags that say how this run behaves; they never change the output.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "This run")]
+pub struct RunFlags {
+    /// Devices, as `cpu`, `cpu:0,cpu:1` or `cuda:0,cuda:1`
+    #[arg(long, value_name = "LIST")]
+    pub devices: Option<String>,
+    /// Views (slices and overviews) encoded together
+    #[arg(long, value_name = "VIEWS")]
+    pub batch: Option<u32>,
+    /// Sequences decoded together
+    #[arg(long, value_name = "N")]
+    pub sequences: Option<u32>,
+    /// Threads that decode and slice images
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Host memory for bytes and pixels in flight, as `512M` or `2G`
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Objects read at the same time
+    #[arg(long, value_name = "N")]
+    pub fetches: Option<usize>,
+}
+
+/// `caption`
+#[derive(Debug, Args)]
+pub struct CaptionArgs {
+    /// Files or folders, read recursively
+    #[arg(required = true)]
+    pub inputs: Vec<String>,
+    /// Folder of the output
+    #[arg(short, long, value_name = "OUT")]
+    pub output: String,
+    /// What to ask of each image
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Add new inputs to an output that exists
+    #[arg(long)]
+    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub job: JobFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub generation: GenerationFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// `ask`
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// Files or folders, read recursively
+    #[arg(required = true)]
+    pub inputs: Vec<String>,
+    /// Folder of the output
+    #[arg(short, long, value_name = "OUT")]
+    pub output: String,
+    /// A question about every image; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub ask: Vec<String>,
+    /// Questions per image: jsonl, csv or parquet with columns key and question
+    #[arg(long, value_name = "FILE")]
+    pub questions: Option<String>,
+    /// Text around each question, with {question}
+    #[arg(long, value_name = "TEXT")]
+    pub template: Option<String>,
+    /// Add new inputs to an output that exists
+    #[arg(long)]
+    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub job: JobFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub generation: GenerationFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// `encode`
+#[derive(Debug, Args)]
+pub struct EncodeArgs {
+    /// Files or folders, read recursively
+    #[arg(required = true)]
+    pub inputs: Vec<String>,
+    /// Folder of the output
+    #[arg(short, long, value_name = "OUT")]
+    pub output: String,
+    /// Element type of the tokens [f32, f16]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<String>,
+    /// Add new inputs to an output that exists
+    #[arg(long)]
+    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub job: JobFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The job file
+    pub job: PathBuf,
+    /// Change a key of the job, as `generation.max_new_tokens=64`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Add new inputs to an output that exists
+    #[arg(long)]
+    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// Form of printed results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// JSON.
+    Json,
+    /// Comma-separated values.
+    Csv,
+}
+
+/// `plan`
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Files or folders, read recursively
+    #[arg(required_unless_present_any = ["sizes", "job_file"], conflicts_with_all = ["sizes", "job_file"])]
+    pub inputs: Vec<String>,
+    /// Plan the sizes of a CSV file with columns width,height instead
+    #[arg(long, value_name = "FILE.csv", conflicts_with = "job_file")]
+    pub sizes: Option<PathBuf>,
+    /// Plan a job file
+    #[arg(long = "job", value_name = "JOB.toml")]
+    pub job_file: Option<PathBuf>,
+    /// Change a key of the job file; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "job_file")]
+    pub set: Vec<String>,
+    /// Run this many images to measure a rate and estimate the time
+    #[arg(long, value_name = "N")]
+    pub sample: Option<usize>,
+    /// Form of the result; csv goes with --sizes
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// What to ask of each image
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// A question about every image; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub ask: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub job: JobFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub generation: GenerationFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// Verbs that take an output.
+#[derive(Debug, Args)]
+pub struct OutArgs {
+    /// Folder of the output
+    pub out: String,
+    /// Form of the result
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `retry`
+#[derive(Debug, Args)]
+pub struct RetryArgs {
+    /// Folder of the output
+    pub out: String,
+    /// Only rows of these classes, as `truncated,read_failed`
+    #[arg(long, value_name = "CLASSES", value_delimiter = ',')]
+    pub class: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// `report`
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Folder of the output
+    pub out: String,
+    /// Form of the result
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `sql`
+#[derive(Debug, Args)]
+pub struct SqlArgs {
+    /// Folder of the output
+    pub out: String,
+    /// The query
+    pub query: String,
+    /// Form of the result
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `schema`
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    /// Only this dataset [captions, answers, tokens, failed, skipped, timings]
+    pub dataset: Option<String>,
+}
+
+/// `slices`
+#[derive(Debug, Args)]
+pub struct SlicesArgs {
+    /// Image files
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// Folder for the pictures
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub job: JobFlags,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// `completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}

@@ -1,0 +1,8 @@
+//! The verbs, one file each where they have something to say.
+
+pub mod annotate;
+pub mod compare;
+pub mod doctor;
+pub mod inspect;
+pub mod plan;
+pub mod slices;

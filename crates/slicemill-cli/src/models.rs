@@ -1,0 +1,39 @@
+//! From the name of a model to the factory that opens it on devices.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use slicemill_model::{BackendOptions, CandleFactory};
+use slicemill_pipeline::{BackendFactory, NullFactory};
+
+use crate::exit::Failure;
+
+/// How backends behave in this run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Runtime {
+    /// Views encoded together, when given.
+    pub batch_views: Option<u32>,
+    /// Sequences decoded together, when given.
+    pub sequences: Option<u32>,
+}
+
+/// Opens the model called `name`: `embedded`, `null`, or the directory of a checkpoint.
+pub fn open(name: &str, runtime: Runtime) -> Result<Arc<dyn BackendFactory>, Failure> {
+    let mut options = BackendOptions::default();
+    options.batch_views_max = runtime.batch_views.unwrap_or(options.batch_views_max);
+    options.sequences_max = runtime.sequences.unwrap_or(options.sequences_max);
+    let factory: Arc<dyn BackendFactory> = match name {
+        "null" => Arc::new(NullFactory::new()),
+        "embedded" => Arc::new(CandleFactory::embedded(options).map_err(Failure::failed)?),
+        path if Path::new(path).is_dir() => {
+            Arc::new(CandleFactory::from_dir(Path::new(path), options).map_err(Failure::failed)?)
+        }
+        other => {
+            return Err(Failure::usage(format!(
+                "no model {other}: give embedded, null, or a directory that holds config.json, tokenizer.json and \
+                 model.safetensors"
+            )));
+        }
+    };
+    Ok(factory)
+}

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Builds slicemill with the cuda feature and, where a GPU is at hand, runs the example scenes on it and on the CPU and
+# compares visual tokens (cosine > 0.999) and captions. Two steps, because they may run on two machines:
+#   tests/gpu/check.sh build TOOLKIT_DIR BINARY    builds and strips the program to BINARY
+#   tests/gpu/check.sh run BINARY [OUT]            compares; says so and exits 0 when there is no GPU
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+repo=$(cd "$here/../.." && pwd)
+
+build() {
+    local root
+    root=$("$here/cuda_toolkit.sh" "$1")
+    cd "$repo"
+    CUDA_HOME=$root CUDA_PATH=$root CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} \
+        LIBRARY_PATH=$root/lib:$root/lib/stubs LD_LIBRARY_PATH=$root/lib:$root/lib/stubs \
+        cargo build --release --package slicemill-cli --features cuda
+    cp "${CARGO_TARGET_DIR:-$repo/target}/release/slicemill" "$2"
+    strip "$2"
+    ls -l "$2"
+}
+
+run() {
+    local program=$1 out=${2:-$(mktemp -d)}
+    if ! nvidia-smi -L >/dev/null 2>&1; then
+        echo "no GPU here: nothing was compared"
+        return 0
+    fi
+    # The CUDA libraries of an installed torch will do.
+    local site
+    site=$(python3 -c 'import site; print(":".join(site.getsitepackages()))')
+    for folder in ${site//:/ }; do
+        for lib in "$folder"/nvidia/*/lib; do
+            [ -d "$lib" ] && export LD_LIBRARY_PATH="$lib:${LD_LIBRARY_PATH:-}"
+        done
+    done
+    nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
+    "$program" doctor --devices cuda:0
+    for device in cpu cuda:0; do
+        local name=${device%%:*}
+        "$program" encode "$repo/examples/images" -o "$out/tokens-$name" --devices "$device" --progress off
+        /usr/bin/time -f "$name caption %es" "$program" caption "$repo/examples/images" -o "$out/captions-$name" \
+            --devices "$device" --progress off
+    done
+    "$program" compare "$out/tokens-cpu" "$out/tokens-cuda" --cosine-min 0.999
+    "$program" compare "$out/captions-cpu" "$out/captions-cuda"
+}
+
+case ${1:-} in
+build) build "${2:?toolkit folder}" "${3:?binary}" ;;
+run) run "${2:?binary}" "${3:-}" ;;
+*)
+    sed -n '2,6p' "$0"
+    exit 2
+    ;;
+esac

@@ -1,1 +1,0 @@
-//! The integration tests of slicemill live in the one test binary beside this file; the library is empty.
