@@ -16,20 +16,39 @@
 //!
 //! What is absent, on purpose: formats of images and of files, Arrow, CUDA, clocks in decisions.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
+
+mod annotate;
 pub mod backend;
+mod batch;
+pub mod budget;
 mod device;
+pub mod fake;
+mod host;
+mod null;
+mod outcomes;
 mod panic;
 mod plan;
 mod pool;
 mod progress;
+mod resident;
+mod session;
 mod spec;
+mod windows;
 
+#[cfg(test)]
+mod tests;
+
+pub use annotate::Annotator;
 pub use backend::{
     Backend, BackendError, BackendFactory, BackendLimits, FinishReason, GenerateRequest, Generated, PreparedImage,
     PreparedView, SequenceId, VisualHandle,
 };
 pub use device::{DeviceId, DeviceParseError, parse_devices};
+pub use host::HostPool;
+pub use null::NullFactory;
 pub use plan::{Fault, Inspected, PlannedRow, inspect, planned_costs};
 pub use pool::{Cancel, DeviceLease, DevicePool};
 pub use progress::{BusyStage, Progress, ProgressSnapshot};
 pub use spec::{AnnotateSpec, Fetch, FetchError, Fetched, InputRef, PipelineError, PromptItem, RuntimeLimits};
+pub use windows::windows;
