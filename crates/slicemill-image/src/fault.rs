@@ -41,6 +41,11 @@ impl Fault {
         Self::new(ErrorClass::TooManyPixels, what)
     }
 
+    /// The machine cannot give this many bytes.
+    pub(crate) fn out_of_memory(bytes: usize) -> Self {
+        Self::new(ErrorClass::OutOfMemory, format!("no memory for {bytes} bytes"))
+    }
+
     /// The row error: format, what is wrong, remedy.
     pub(crate) fn at(self, stage: Stage, format: ImageFormat) -> RowError {
         let remedy = match self.class {
@@ -56,12 +61,10 @@ impl Fault {
     }
 }
 
-/// A zeroed buffer of `bytes`, or a fault instead of an abort when the machine cannot give it.
+/// A buffer of `len` default values, or a fault instead of an abort when the machine cannot give it.
 pub(crate) fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>, Fault> {
     let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).map_err(|_| {
-        Fault::new(ErrorClass::OutOfMemory, format!("no memory for {len} elements of {} bytes", size_of::<T>()))
-    })?;
+    buffer.try_reserve_exact(len).map_err(|_| Fault::out_of_memory(len.saturating_mul(size_of::<T>())))?;
     buffer.resize(len, T::default());
     Ok(buffer)
 }

@@ -23,6 +23,8 @@ mod exif;
 mod fault;
 mod format;
 mod header;
+mod jpeg;
+mod kernel;
 mod normalise;
 mod orientation;
 mod pixels;

@@ -7,7 +7,7 @@ use slicemill_core::{ImageOptions, RowError, Size, Stage};
 
 use crate::fault::Fault;
 use crate::header::check_pixels;
-use crate::{Header, ImageFormat, RgbImage, alpha, orientation};
+use crate::{Header, ImageFormat, RgbImage, alpha, jpeg, orientation};
 
 /// Decodes an image whose header was read from the same bytes: pixels, then alpha, then orientation.
 ///
@@ -23,7 +23,10 @@ pub fn decode(bytes: &[u8], header: &Header, options: &ImageOptions) -> Result<R
 fn decode_upright(bytes: &[u8], header: &Header, options: &ImageOptions) -> Result<RgbImage, Fault> {
     check_pixels(header.stored, options)?;
     let format = match header.format {
-        ImageFormat::Jpeg => image::ImageFormat::Jpeg,
+        ImageFormat::Jpeg => {
+            let image = jpeg::decode(bytes)?;
+            return orientation::upright(image, header.applied_orientation(options.orientation));
+        }
         ImageFormat::Png => image::ImageFormat::Png,
         ImageFormat::WebP => image::ImageFormat::WebP,
         ImageFormat::Gif => image::ImageFormat::Gif,
