@@ -15,6 +15,15 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
+    /// Its name in job files.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Caption => "caption",
+            Self::Ask => "ask",
+            Self::Encode => "encode",
+        }
+    }
+
     /// Name of the dataset directory and SQL table.
     pub const fn dataset(self) -> &'static str {
         match self {
