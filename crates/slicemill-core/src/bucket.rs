@@ -190,3 +190,6 @@ pub fn plan_batches(items: impl IntoIterator<Item = BatchItem>, limits: BatchLim
     batches.extend(bucketer.finish());
     batches
 }
+
+#[cfg(test)]
+mod tests;

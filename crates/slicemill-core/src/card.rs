@@ -102,3 +102,19 @@ impl ModelCard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Flops, Size};
+
+    #[test]
+    fn the_null_model_plans_and_costs_nothing() {
+        let card = ModelCard::null();
+        let plan = card.policy.plan(Size::new(672, 1008)).unwrap();
+        assert_eq!(plan.visual_tokens(card.token_rule), 64 * 7);
+        assert_eq!(card.shape.flops(&plan, 1000, 128), Flops::default());
+        let json = serde_json::to_string(&card).unwrap();
+        assert_eq!(serde_json::from_str::<ModelCard>(&json).unwrap(), card);
+    }
+}

@@ -7,6 +7,16 @@
 //!                                        │
 //!                  ModelCard ────────────┴──────▶ Flops (vision, projector, prefill, decode)
 //! ```
+//!
+//! ```
+//! use slicemill_core::{Grid, Size, SlicingPolicy, TokenRule};
+//!
+//! let policy = SlicingPolicy::llava_uhd();
+//! let plan = policy.plan(Size::new(4000, 3000))?;
+//! assert_eq!(plan.grid, Grid { cols: 3, rows: 2 });
+//! assert_eq!(plan.visual_tokens(TokenRule::Queries(64)), 7 * 64);
+//! # Ok::<(), slicemill_core::PlanRejection>(())
+//! ```
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
 

@@ -227,3 +227,58 @@ fn spans(length: u32, parts: u32) -> impl Iterator<Item = (u32, u32)> + Clone {
         (offset, if i + 1 == parts { length - offset } else { step })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SlicingPolicy;
+
+    fn plan(name: &str, width: u32, height: u32) -> SlicePlan {
+        SlicingPolicy::named(name).unwrap().plan(Size::new(width, height)).unwrap()
+    }
+
+    #[test]
+    fn views_stand_in_the_order_of_the_sequence() {
+        let kinds = |name| plan(name, 1000, 500).views().iter().map(|view| view.kind).collect::<Vec<_>>();
+        let slices = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)].map(|(col, row)| ViewKind::Slice { col, row });
+        assert_eq!(kinds("llava-uhd"), [&slices[..], &[ViewKind::Overview]].concat());
+        let slices = [0, 1].map(|col| ViewKind::Slice { col, row: 0 });
+        assert_eq!(kinds("minicpm-v"), [&[ViewKind::Overview], &slices[..]].concat());
+        assert_eq!(kinds("whole"), [ViewKind::Overview]);
+    }
+
+    #[test]
+    fn the_last_column_and_row_take_the_remainder() {
+        let plan = plan("llava-uhd-paper", 1001, 701);
+        assert_eq!(plan.grid, Grid { cols: 3, rows: 2 });
+        let rect = |x, y, width, height| Rect { x, y, size: Size::new(width, height) };
+        let expected = [
+            rect(0, 0, 333, 350),
+            rect(333, 0, 333, 350),
+            rect(666, 0, 335, 350),
+            rect(0, 350, 333, 351),
+            rect(333, 350, 333, 351),
+            rect(666, 350, 335, 351),
+        ];
+        assert_eq!(plan.crop_boxes(), expected);
+    }
+
+    #[test]
+    fn resized_images_are_cut_into_equal_tiles() {
+        let plan = plan("fixed-2x2", 1001, 701);
+        assert_eq!(plan.refined(), Size::new(672, 672));
+        let corners: Vec<_> = plan.crop_boxes().iter().map(|rect| (rect.x, rect.y)).collect();
+        assert_eq!(corners, [(0, 0), (336, 0), (0, 336), (336, 336)]);
+    }
+
+    #[test]
+    fn token_counts_follow_the_token_rule() {
+        let plan = plan("llava-uhd-raw", 672, 1008);
+        assert_eq!((plan.grid, plan.slice), (Grid { cols: 2, rows: 3 }, Size::new(336, 336)));
+        assert_eq!(plan.overview, Size::new(266, 406));
+        assert_eq!(plan.visual_tokens(TokenRule::Queries(144)), 1008);
+        assert_eq!(plan.visual_tokens(TokenRule::Patches), 6 * 576 + 19 * 29);
+        assert_eq!(plan.patches(), 6 * 576 + 19 * 29);
+        assert_eq!(plan.separators(Schema::CommaNewline), 6);
+    }
+}

@@ -79,3 +79,43 @@ impl PlanRow {
         line
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PolicyError, SlicingPolicy};
+
+    fn line(name: &str, width: u32, height: u32) -> String {
+        let size = Size::new(width, height);
+        PlanRow::new(size, &SlicingPolicy::named(name).unwrap().plan(size)).to_csv_line()
+    }
+
+    #[test]
+    fn lines_are_those_of_the_golden_files() {
+        assert_eq!(line("llava-uhd", 1, 1), "1,1,6,3,2,266,406,336,336,");
+        assert_eq!(line("llava-uhd-raw", 2, 1), "2,1,0,0,0,0,0,462,224,");
+        assert!(line("llava-uhd", 1025, 1).starts_with("1025,1,,,,,,,,resizing 1025x1 "));
+        assert_eq!(PlanRow::CSV_HEADER.split(',').count(), line("whole", 3, 4).split(',').count());
+    }
+
+    #[test]
+    fn every_reason_is_one_field() {
+        let image = Size::new(1, 9);
+        let rejections = [
+            PlanRejection::EmptyImage(image),
+            PlanRejection::AspectTooExtreme { image, long_side: 1024 },
+            PlanRejection::TooManyPatches { view: image, patches: 9, patches_max: 8 },
+            PlanRejection::TooSmall { image, grid: crate::Grid { cols: 2, rows: 2 } },
+        ];
+        for rejection in rejections {
+            let line = PlanRow::new(image, &Err(rejection)).to_csv_line();
+            assert_eq!(line.split(',').count(), 10, "{line}");
+            assert!(!line.contains(['"', '\n', '\r']) && !line.ends_with(','), "{line}");
+        }
+        let odd = PlanRejection::InvalidPolicy(PolicyError("a, \"b\"\nc".to_owned()));
+        let line = PlanRow::new(image, &Err(odd)).to_csv_line();
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(line.as_bytes());
+        let fields = reader.records().next().unwrap().unwrap();
+        assert_eq!((fields.len(), &fields[9]), (10, "a, \"b\"\nc"));
+    }
+}

@@ -10,6 +10,11 @@
 //! 2024), `slice_logic.py`; BET is ParadoxZW/LLaVA-UHD-Better at 2c1dc19; MCV is OpenBMB/MiniCPM-V at 0dbb566,
 //! `finetune/dataset.py`. The casts to integers truncate, as Python's `int()` does; out of range they saturate.
 
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod property_tests;
+
 use crate::{CandidateRule, Cut, Grid, Partition, PlanRejection, Rounding, Size, SlicePlan, SlicingPolicy};
 
 impl SlicingPolicy {
@@ -141,7 +146,7 @@ impl SlicingPolicy {
     /// Refuses views with more patches than [`Self::VIEW_PATCHES_MAX`], and checks the plan's invariants.
     fn check_views(&self, plan: &SlicePlan) -> Result<(), PlanRejection> {
         for view in [plan.slice, plan.overview] {
-            debug_assert!(view.width.is_multiple_of(self.patch) || view.width == u32::MAX);
+            debug_assert!(view.width.is_multiple_of(self.patch) && view.height.is_multiple_of(self.patch));
             let patches = u64::from(view.width / self.patch) * u64::from(view.height / self.patch);
             if patches > Self::VIEW_PATCHES_MAX {
                 return Err(PlanRejection::TooManyPatches { view, patches, patches_max: Self::VIEW_PATCHES_MAX });

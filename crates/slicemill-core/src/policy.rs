@@ -209,32 +209,31 @@ impl SlicingPolicy {
     ///
     /// Everything that the references write as a number of 336, 14, 112,896 (336²) or 576 ((336 / 14)²) follows the
     /// side and the patch. The pre-resize does not: it is a property of the evaluation, not of the tower.
-    /// `max_slices` is `max_slice_nums` of the July 2024 release, and the cap that comes before widening
-    /// ([`CandidateRule::Widened`], so that one slice more is possible). A policy without a choice of grid takes
-    /// only the number it has.
+    /// `max_slices` is `max_slice_nums` of the July 2024 release, and the cap that comes before widening for
+    /// [`CandidateRule::Widened`], so that one slice more is possible. A policy without a choice of grid keeps its own
+    /// number, which must be within the one asked for.
     ///
     /// # Errors
     /// When a value is 0 or above its limit, when the side is not a multiple of the patch, or when the policy has no
-    /// choice of grid and another number of slices is asked for.
+    /// choice of grid and makes more slices than asked for.
     pub fn with_overrides(
         mut self,
         side: Option<u32>,
         patch: Option<u32>,
         max_slices: Option<u32>,
     ) -> Result<Self, PolicyError> {
-        if let Some(max) = max_slices
-            && max != self.max_slices
-            && !matches!(self.partition, Partition::Adaptive(_))
-        {
-            return Err(PolicyError(format!(
-                "policy {} always makes {} slices, so its number of slices cannot become {max}; leave it out or choose \
-                 another policy",
-                self.name, self.max_slices
-            )));
-        }
         self.side = side.unwrap_or(self.side);
         self.patch = patch.unwrap_or(self.patch);
-        self.max_slices = max_slices.unwrap_or(self.max_slices);
+        match (self.partition, max_slices) {
+            (Partition::Adaptive(_), Some(max)) => self.max_slices = max,
+            (Partition::Fixed { .. } | Partition::None, Some(max)) if max < self.max_slices => {
+                return Err(PolicyError(format!(
+                    "policy {} always makes {} slices, which is more than {max}; allow as many or choose another policy",
+                    self.name, self.max_slices
+                )));
+            }
+            _ => {}
+        }
         self.validate()?;
         Ok(self)
     }
@@ -290,5 +289,62 @@ impl SlicingPolicy {
     pub(crate) const fn square_patches(&self) -> u64 {
         let across = (self.side / self.patch) as u64;
         across * across
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(name: &str) -> SlicingPolicy {
+        SlicingPolicy::named(name).unwrap()
+    }
+
+    #[test]
+    fn names_and_table_agree() {
+        let table: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
+        assert_eq!(table, SlicingPolicy::NAMES);
+        for name in SlicingPolicy::NAMES {
+            let policy = policy(name);
+            assert_eq!(policy.name, *name);
+            policy.validate().unwrap();
+            let json = serde_json::to_string(&policy).unwrap();
+            assert_eq!(serde_json::from_str::<SlicingPolicy>(&json).unwrap(), policy);
+        }
+        assert_eq!(SlicingPolicy::named("llava"), None);
+        assert_eq!(SlicingPolicy::llava_uhd(), policy("llava-uhd"));
+    }
+
+    #[test]
+    fn overrides_that_fit_are_taken() {
+        let embedded = policy("llava-uhd-raw").with_overrides(Some(112), Some(14), Some(6)).unwrap();
+        assert_eq!((embedded.side, embedded.patch, embedded.max_slices), (112, 14, 6));
+        assert_eq!(embedded.square_patches(), 64);
+        assert_eq!(policy("minicpm-v").with_overrides(None, None, None).unwrap(), policy("minicpm-v"));
+        // A bound that a policy without a choice of grid keeps anyway.
+        assert_eq!(policy("fixed-2x2").with_overrides(None, None, Some(6)).unwrap(), policy("fixed-2x2"));
+        assert_eq!(policy("whole").with_overrides(None, None, Some(1)).unwrap(), policy("whole"));
+        policy("llava-uhd").with_overrides(Some(16), Some(16), Some(256)).unwrap();
+    }
+
+    #[test]
+    fn overrides_that_do_not_fit_are_refused() {
+        let cases = [
+            ("llava-uhd", Some(0), None, None, "side is 0"),
+            ("llava-uhd", None, Some(0), None, "patch is 0"),
+            ("llava-uhd", None, None, Some(0), "the largest number of slices is 0"),
+            ("llava-uhd", Some(13), None, None, "side 13 is smaller than patch 14"),
+            ("llava-uhd", Some(335), None, None, "side 335 is not a multiple of patch 14; the nearest are 322 and 336"),
+            ("llava-uhd", None, Some(15), None, "side 336 is not a multiple of patch 15; the nearest are 330 and 345"),
+            ("llava-uhd", Some(5000), None, None, "above the limit of 4096"),
+            ("llava-uhd", Some(4096), Some(512), None, "above the limit of 256"),
+            ("llava-uhd", Some(4096), Some(16), None, "65536 patches of 16; the limit is 16384"),
+            ("llava-uhd", None, None, Some(257), "above the limit of 256"),
+            ("fixed-2x2", None, None, Some(3), "policy fixed-2x2 always makes 4 slices, which is more than 3"),
+        ];
+        for (name, side, patch, max_slices, expected) in cases {
+            let PolicyError(message) = policy(name).with_overrides(side, patch, max_slices).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 }

@@ -22,3 +22,32 @@ const fn split_mix(x: u64) -> u64 {
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{row_seed, split_mix};
+
+    #[test]
+    fn seeds_never_change() {
+        // The first output of SplitMix64 from state 0, as published.
+        assert_eq!(split_mix(0), 0xe220_a839_7b1d_cdaf);
+        // Computed by an independent implementation.
+        assert_eq!(row_seed(0, "", 0), 0xa6bb_c8dc_be30_928c);
+        assert_eq!(row_seed(0, "a.jpg", 0), 0x45be_ac7b_84e3_559e);
+        assert_eq!(row_seed(0, "a.jpg", 1), 0xa237_66ce_f0b6_1407);
+        assert_eq!(row_seed(7, "a.jpg", 0), 0xf34a_ac5b_e1e5_8bdf);
+        assert_eq!(row_seed(u64::MAX, "bilder/f\u{fc}r.png", u32::MAX), 0xe866_9230_2f32_c95d);
+    }
+
+    #[test]
+    fn seeds_of_neighbouring_rows_differ() {
+        let mut seeds = std::collections::HashSet::new();
+        for job in 0..10 {
+            for key in 0..100 {
+                for question in 0..10 {
+                    assert!(seeds.insert(row_seed(job, &format!("images/{key:05}.jpg"), question)));
+                }
+            }
+        }
+    }
+}
