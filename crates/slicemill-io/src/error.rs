@@ -74,6 +74,11 @@ impl IoError {
         Self::new(fate, kind, format!("cannot {doing} {object}: {}", innermost(&error))).because(error)
     }
 
+    /// The kind of the first [`std::io::Error`] underneath.
+    pub(crate) fn io_kind(&self) -> Option<std::io::ErrorKind> {
+        self.source.as_deref().and_then(|source| io_kind(source))
+    }
+
     /// The failed row's error when this happened while an object was read.
     pub fn row_error(&self) -> RowError {
         let class = match self.kind {

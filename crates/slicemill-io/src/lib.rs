@@ -18,19 +18,25 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
 
 mod error;
+pub mod fault;
 mod fetch;
 mod inputs;
 pub mod ledger;
+mod local_files;
 mod lock;
 mod parquet_file;
+mod parquet_object;
 mod read;
+mod retry;
 mod rows;
 mod schema;
+mod sink;
 mod source;
 mod store;
+mod walk;
 
 pub use error::{IoError, IoErrorKind};
-pub use fetch::{ObjectFetch, RetryBudget};
+pub use fetch::ObjectFetch;
 pub use inputs::{FrozenInputs, InputsChange, InputsDigest, added_inputs, compare_inputs, digest_inputs};
 pub use ledger::{
     ChunkEntry, ChunkStager, Counts, FileRecord, FlopSums, Generation, Ledger, LedgerState, RetryPass, ShardEntry,
@@ -39,6 +45,7 @@ pub use ledger::{
 pub use lock::OutputLock;
 pub use parquet_file::{ParquetEncoder, RowGroupLimits, read_parquet, write_parquet};
 pub use read::{DatasetReader, dataset_parts};
+pub use retry::RetryBudget;
 pub use rows::{
     content_batch, content_rows, failed_batch, failed_rows, skipped_batch, skipped_rows, timing_batch, timing_rows,
 };

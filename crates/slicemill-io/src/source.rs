@@ -1,13 +1,17 @@
 //! Sources: what turns locations into a list of inputs.
+//!
+//! A source only lists. What it lists is frozen (see [`FrozenInputs`](crate::FrozenInputs)) before anything is read,
+//! so that the work does not change under a run, and bytes are read later by [`ObjectFetch`](crate::ObjectFetch).
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::IoError;
+use crate::walk::{Listing, Root, key_part};
+use crate::{IoError, IoErrorKind, Location};
 
 /// One object of the input list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,30 +36,97 @@ pub trait Source: Send + Sync {
 }
 
 /// Files and folders, recursively.
+///
+/// - **Keys.** One folder: the path relative to it. One file: its name. Several inputs: `<folder name>/<path>` and
+///   `<file name>`. Two inputs with the same key are an error that names both. Names that are not UTF-8 are spelled
+///   with `%XX` for the bytes in question.
+/// - **Order.** By key, bytewise, whatever order the file system gives.
+/// - **Left out.** Files and folders whose name begins with a dot (unless given themselves), pipes, sockets and
+///   devices, and the folders named with [`excluding`](Self::excluding). Every other file is listed; whether it is an
+///   image is found out from its bytes.
+/// - **Links** are followed, save one that leads back to a folder it stands in. A link that leads nowhere is listed,
+///   and fails as a row when it is read.
+/// - A folder that cannot be listed is an error: leaving it out would lose rows without a word.
 #[derive(Debug, Clone)]
-pub struct FolderSource {}
+pub struct FolderSource {
+    roots: Vec<Root>,
+    excluded: Vec<PathBuf>,
+}
 
 impl FolderSource {
     /// One or more files or folders, as paths or `file://` URLs. Missing ones are an error that names them.
     pub fn new(inputs: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Self, IoError> {
-        let _ = inputs.into_iter().count();
-        Err(crate::store::unwritten())
+        let inputs: Vec<_> = inputs.into_iter().collect();
+        let several = inputs.len() > 1;
+        let roots = inputs.iter().map(|input| root(input.as_ref(), several)).collect::<Result<Vec<_>, _>>()?;
+        if roots.is_empty() {
+            return Err(IoError::fatal(IoErrorKind::Invalid, "no input was given; name a file or a folder"));
+        }
+        Ok(Self { roots, excluded: Vec::new() })
     }
 
     /// The same without what lies below `folder` (the job's own output).
     #[must_use]
-    pub fn excluding(self, folder: &Path) -> Self {
-        let _ = folder;
+    pub fn excluding(mut self, folder: &Path) -> Self {
+        self.excluded.push(folder.to_owned());
         self
+    }
+}
+
+fn root(input: &OsStr, several: bool) -> Result<Root, IoError> {
+    let location = Location::parse(input)?;
+    let shown = Path::new(input).display();
+    let path = location
+        .local_path()
+        .ok_or_else(|| IoError::fatal(IoErrorKind::Invalid, format!("'{shown}' is not a local file or folder")))?;
+    let metadata = std::fs::metadata(&path).map_err(|error| {
+        let message = format!("cannot read the input '{shown}': {error}");
+        IoError::fatal(IoErrorKind::NotFound, message).because(error)
+    })?;
+    let name = path.file_name().map(key_part).unwrap_or_default();
+    if metadata.is_dir() {
+        let prefix = if several && !name.is_empty() { format!("{name}/") } else { String::new() };
+        Ok(Root::Folder { path, prefix })
+    } else if metadata.is_file() {
+        Ok(Root::File { path, key: name })
+    } else {
+        let message = format!("the input '{shown}' is neither a file nor a folder");
+        Err(IoError::fatal(IoErrorKind::Invalid, message))
     }
 }
 
 impl Source for FolderSource {
     fn list(&self) -> BoxStream<'static, Result<InputEntry, IoError>> {
-        futures::stream::empty().boxed()
+        /// Entries listed in one visit to the blocking threads.
+        const BATCH: usize = 512;
+        let start = (None, self.clone());
+        futures::stream::try_unfold(start, |(listing, source): (Option<Listing>, Self)| async move {
+            let walked = tokio::task::spawn_blocking(move || {
+                let mut listing = match listing {
+                    Some(listing) => listing,
+                    None => Listing::start(&source.roots, &source.excluded)?,
+                };
+                let batch = listing.by_ref().take(BATCH).collect::<Result<Vec<_>, IoError>>()?;
+                Ok::<_, IoError>((batch, listing, source))
+            });
+            let (batch, listing, source) = walked.await.map_err(|error| {
+                IoError::fatal(IoErrorKind::Failed, "listing the inputs broke off").because(error)
+            })??;
+            let batch = (!batch.is_empty()).then_some(batch);
+            Ok(batch.map(|batch| (batch, (Some(listing), source))))
+        })
+        .flat_map(|batch: Result<Vec<InputEntry>, IoError>| match batch {
+            Ok(batch) => futures::stream::iter(batch.into_iter().map(Ok).collect::<Vec<_>>()),
+            Err(error) => futures::stream::iter(vec![Err(error)]),
+        })
+        .boxed()
     }
 
     fn describe(&self) -> String {
-        String::new()
+        let names: Vec<_> = self.roots.iter().map(|root| root.path().display().to_string()).collect();
+        names.join(", ")
     }
 }
+
+#[cfg(test)]
+mod tests;

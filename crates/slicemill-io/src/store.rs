@@ -1,13 +1,30 @@
 //! Where objects are: locations, stores by URL, and the output of a job.
+//!
+//! Everything goes through [`ObjectStore`], so that another scheme is one more arm in [`Location::parse`],
+//! [`Stores::resolve`] and [`OutputStore::create`] and nothing else.
+//!
+//! Local writes are atomic: `object_store` writes `name#<n>` beside the object and renames it, or links it when the
+//! object must not be there yet. A process killed in between leaves `name#<n>`, which listings do not show and
+//! [`Ledger::recover`](crate::Ledger::recover) removes. Nothing is flushed to the disk with `fsync`: a killed process
+//! loses nothing by that, a power loss may leave objects cut short, which `recover` finds by size and has redone.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::{ObjectMeta, ObjectStore, path::Path as ObjectPath};
+use futures::TryStreamExt as _;
+use object_store::local::LocalFileSystem;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, path::Path as ObjectPath};
 use url::Url;
 
-use crate::{IoError, OutputLock};
+use crate::local_files::{self, LocalFiles};
+use crate::retry::{RetryBudget, with_retries};
+use crate::{IoError, IoErrorKind, OutputLock};
+
+const SUPPORTED: &str = "supported are paths and file:///… URLs";
 
 /// A place named by a path or a URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,10 +33,25 @@ pub struct Location {
 }
 
 impl Location {
-    /// A URL when `text` begins with `scheme://`, else a path (relative ones to the current folder).
-    pub fn parse(text: impl AsRef<std::ffi::OsStr>) -> Result<Self, IoError> {
-        let _ = text;
-        Err(unwritten())
+    /// A URL when `text` begins with `scheme://`, else a path (relative ones to the current folder). Names need not
+    /// be UTF-8: the URL spells their bytes.
+    pub fn parse(text: impl AsRef<OsStr>) -> Result<Self, IoError> {
+        let text = text.as_ref();
+        let path = match text.to_str().and_then(|text| scheme(text).map(|scheme| (text, scheme))) {
+            Some((text, "file")) => Url::parse(text).ok().and_then(|url| url.to_file_path().ok()).ok_or_else(|| {
+                invalid(format!("'{text}' is not a local file URL; write file:///folder/name, with three slashes"))
+            })?,
+            Some((text, scheme)) => {
+                return Err(invalid(format!("the scheme '{scheme}' of '{text}' is not supported; {SUPPORTED}")));
+            }
+            None if text.is_empty() => return Err(invalid("an empty name was given for a file or folder")),
+            None => PathBuf::from(text),
+        };
+        let absolute = absolute(&path)
+            .map_err(|error| invalid(format!("cannot make '{}' absolute: {error}", path.display())).because(error))?;
+        let url = Url::from_file_path(&absolute)
+            .map_err(|()| invalid(format!("'{}' cannot be written as a URL", absolute.display())))?;
+        Ok(Self { url })
     }
 
     /// The URL, without a trailing slash.
@@ -31,11 +63,44 @@ impl Location {
     pub fn local_path(&self) -> Option<PathBuf> {
         self.url.to_file_path().ok()
     }
+
+    fn folder(&self) -> Result<PathBuf, IoError> {
+        self.local_path().ok_or_else(|| invalid(format!("'{}' is not supported; {SUPPORTED}", self.url)))
+    }
 }
 
-/// The stores that objects are read from, by scheme and host.
+fn invalid(message: impl Into<String>) -> IoError {
+    IoError::fatal(IoErrorKind::Invalid, message)
+}
+
+/// The scheme of a URL with `://`; a path like `a:b` has none.
+fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once("://")?;
+    let valid = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
+    valid.then_some(scheme)
+}
+
+/// Absolute, without `.` and `..`. Links are resolved only where a `..` follows, because there they matter.
+fn absolute(path: &Path) -> std::io::Result<PathBuf> {
+    let mut clean = PathBuf::new();
+    for component in std::path::absolute(path)?.components() {
+        match component {
+            Component::ParentDir => {
+                clean = clean.canonicalize()?;
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    Ok(clean)
+}
+
+/// The stores that objects are read from, by scheme.
 #[derive(Debug, Clone, Default)]
-pub struct Stores {}
+pub struct Stores {
+    replaced: HashMap<String, Arc<dyn ObjectStore>>,
+}
 
 impl Stores {
     /// Only what is built in.
@@ -43,17 +108,25 @@ impl Stores {
         Self::default()
     }
 
-    /// Uses `store` for all URLs of `scheme`, in place of what is built in.
+    /// Uses `store` for all URLs of `scheme`, in place of what is built in. Paths in it are the URLs' paths, still
+    /// percent-encoded.
     #[must_use]
-    pub fn with_store(self, scheme: &str, store: Arc<dyn ObjectStore>) -> Self {
-        let _ = (scheme, store);
+    pub fn with_store(mut self, scheme: &str, store: Arc<dyn ObjectStore>) -> Self {
+        self.replaced.insert(scheme.to_owned(), store);
         self
     }
 
     /// The store of `url` and the object's path in it.
     pub fn resolve(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, ObjectPath), IoError> {
-        let _ = url;
-        Err(unwritten())
+        let store: Arc<dyn ObjectStore> = match (self.replaced.get(url.scheme()), url.scheme()) {
+            (Some(store), _) => Arc::clone(store),
+            (None, "file") => Arc::new(LocalFiles),
+            (None, scheme) => {
+                return Err(invalid(format!("the scheme '{scheme}' of '{url}' is not supported; {SUPPORTED}")));
+            }
+        };
+        let path = local_files::object_path(url).map_err(|error| IoError::from_store("read", url.as_str(), error))?;
+        Ok((store, path))
     }
 }
 
@@ -62,25 +135,51 @@ impl Stores {
 pub struct OutputStore {
     store: Arc<dyn ObjectStore>,
     root: Option<PathBuf>,
-    url: String,
+    url: Arc<str>,
+    budget: RetryBudget,
 }
 
 impl OutputStore {
     /// Opens `location`, making the folder when it is not there.
     pub fn create(location: &Location) -> Result<Self, IoError> {
-        let _ = location;
-        Err(unwritten())
+        let folder = location.folder()?;
+        std::fs::create_dir_all(&folder).map_err(|error| {
+            let message = format!("cannot make the output folder '{}': {error}", folder.display());
+            IoError::fatal(IoErrorKind::Refused, message).because(error)
+        })?;
+        Self::open(location)
     }
 
     /// Opens `location`; an error that says so when there is no such folder.
     pub fn open(location: &Location) -> Result<Self, IoError> {
-        let _ = location;
-        Err(unwritten())
+        let folder = location.folder()?;
+        let root = folder.canonicalize().map_err(|error| {
+            let message = format!("there is no output '{}': {error}", folder.display());
+            IoError::fatal(IoErrorKind::NotFound, message).because(error)
+        })?;
+        if !root.is_dir() {
+            return Err(invalid(format!("the output '{}' is a file; give a folder", folder.display())));
+        }
+        if root.to_str().is_none() {
+            let message = format!("the name of the output '{}' is not UTF-8; give another folder", root.display());
+            return Err(invalid(message));
+        }
+        let store = LocalFileSystem::new_with_prefix(&root)
+            .map_err(|error| IoError::from_store("open", &root.display().to_string(), error))?;
+        let url = location.url().as_str().into();
+        Ok(Self { store: Arc::new(store), root: Some(root), url, budget: RetryBudget::default() })
     }
 
     /// An output in any store, for tests and for stores set up elsewhere. `url` is for messages.
     pub fn with_store(store: Arc<dyn ObjectStore>, url: impl Into<String>) -> Self {
-        Self { store, root: None, url: url.into() }
+        Self { store, root: None, url: url.into().into(), budget: RetryBudget::default() }
+    }
+
+    /// Another budget for transient errors.
+    #[must_use]
+    pub const fn with_budget(mut self, budget: RetryBudget) -> Self {
+        self.budget = budget;
+        self
     }
 
     /// Wraps the store, keeping root and lock; for fault injection.
@@ -109,34 +208,96 @@ impl OutputStore {
         OutputLock::take(self)
     }
 
+    /// The path of `name` in the store.
+    pub fn object_path(&self, name: &str) -> Result<ObjectPath, IoError> {
+        ObjectPath::parse(name).map_err(|error| IoError::from_store("name", &self.show(name), error.into()))
+    }
+
+    /// `name` with the root, for messages.
+    pub(crate) fn show(&self, name: &str) -> String {
+        format!("{}/{name}", self.url.trim_end_matches('/'))
+    }
+
     /// Writes `name` unless it is there. Accepted when it is there with the same bytes; `Conflict` when with others.
+    ///
+    /// Where the store cannot create without replacing (a file system without hard links, say) the object is looked
+    /// for first and then written: under the output's lock that is the same.
     pub async fn put_if_absent(&self, name: &str, bytes: Bytes) -> Result<(), IoError> {
-        let _ = (name, bytes);
-        Err(unwritten())
+        let path = self.object_path(name)?;
+        let created = with_retries(&self.budget, name, || async {
+            let answer = self.store.put_opts(&path, bytes.clone().into(), PutMode::Create.into()).await;
+            match answer.map_err(|error| IoError::from_store("write", &self.show(name), error)) {
+                Ok(_) => Ok(true),
+                Err(error) if error.kind == IoErrorKind::Conflict => Ok(false),
+                Err(error) if cannot_create(&error) => {
+                    let there = self.exists(name).await?;
+                    if !there {
+                        self.put(name, bytes.clone()).await?;
+                    }
+                    Ok(!there)
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .await?;
+        if created || self.get(name).await? == bytes {
+            return Ok(());
+        }
+        Err(self.conflict(name))
+    }
+
+    /// What stands under `name` is not what belongs there.
+    pub(crate) fn conflict(&self, name: &str) -> IoError {
+        let message = format!(
+            "{} is there with other content; it comes from another job or another process. \
+             Give another output, or remove this object and run again",
+            self.show(name)
+        );
+        IoError::fatal(IoErrorKind::Conflict, message)
     }
 
     /// Writes or replaces `name`, atomically.
     pub async fn put(&self, name: &str, bytes: Bytes) -> Result<(), IoError> {
-        let _ = (name, bytes);
-        Err(unwritten())
+        let path = self.object_path(name)?;
+        with_retries(&self.budget, name, || async {
+            let answer = self.store.put(&path, bytes.clone().into()).await;
+            answer.map(drop).map_err(|error| IoError::from_store("write", &self.show(name), error))
+        })
+        .await
     }
 
     /// The bytes of `name`.
     pub async fn get(&self, name: &str) -> Result<Bytes, IoError> {
-        let _ = name;
-        Err(unwritten())
+        let path = self.object_path(name)?;
+        with_retries(&self.budget, name, || async {
+            let bytes = async { self.store.get(&path).await?.bytes().await };
+            bytes.await.map_err(|error| IoError::from_store("read", &self.show(name), error))
+        })
+        .await
+    }
+
+    /// Some ranges of the bytes of `name`, in the order asked for.
+    pub async fn get_ranges(&self, name: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, IoError> {
+        let path = self.object_path(name)?;
+        with_retries(&self.budget, name, || async {
+            let answer = self.store.get_ranges(&path, ranges).await;
+            answer.map_err(|error| IoError::from_store("read", &self.show(name), error))
+        })
+        .await
     }
 
     /// The bytes of `name`, `None` when it is not there.
     pub async fn find(&self, name: &str) -> Result<Option<Bytes>, IoError> {
-        let _ = name;
-        Err(unwritten())
+        found(self.get(name).await)
     }
 
     /// Size and times of `name`, `None` when it is not there.
     pub async fn head(&self, name: &str) -> Result<Option<ObjectMeta>, IoError> {
-        let _ = name;
-        Err(unwritten())
+        let path = self.object_path(name)?;
+        let answer = with_retries(&self.budget, name, || async {
+            self.store.head(&path).await.map_err(|error| IoError::from_store("look at", &self.show(name), error))
+        });
+        found(answer.await)
     }
 
     /// Whether `name` is there.
@@ -146,17 +307,40 @@ impl OutputStore {
 
     /// All objects below `folder`, sorted by name; empty when there is no such folder.
     pub async fn list(&self, folder: &str) -> Result<Vec<ObjectMeta>, IoError> {
-        let _ = folder;
-        Err(unwritten())
+        let path = self.object_path(folder)?;
+        let mut objects: Vec<ObjectMeta> = with_retries(&self.budget, folder, || async {
+            let listing = self.store.list(Some(&path)).try_collect();
+            listing.await.map_err(|error| IoError::from_store("list", &self.show(folder), error))
+        })
+        .await?;
+        objects.sort_by(|a, b| a.location.as_ref().cmp(b.location.as_ref()));
+        Ok(objects)
     }
 
     /// Deletes `name`; no error when it is not there.
     pub async fn delete(&self, name: &str) -> Result<(), IoError> {
-        let _ = name;
-        Err(unwritten())
+        let path = self.object_path(name)?;
+        let answer = with_retries(&self.budget, name, || async {
+            self.store.delete(&path).await.map_err(|error| IoError::from_store("delete", &self.show(name), error))
+        });
+        found(answer.await).map(drop)
     }
 }
 
-pub(crate) fn unwritten() -> IoError {
-    IoError::fatal(crate::IoErrorKind::Invalid, "not written yet")
+fn found<T>(answer: Result<T, IoError>) -> Result<Option<T>, IoError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind == IoErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
+
+/// Whether this may mean that the store knows no "create". Linking is refused with `EPERM` or `EOPNOTSUPP` by file
+/// systems without hard links; a folder that cannot be written to at all gives the same error to the plain write.
+fn cannot_create(error: &IoError) -> bool {
+    matches!(error.kind, IoErrorKind::Invalid | IoErrorKind::Refused)
+        || error.io_kind() == Some(std::io::ErrorKind::Unsupported)
+}
+
+#[cfg(test)]
+mod tests;

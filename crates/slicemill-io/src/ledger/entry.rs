@@ -6,6 +6,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{Flops, RowOutcome};
 
+use crate::Dataset;
+
 /// Sums of compute. 128 bits: a hundred million rows of 10¹³ operations do not fit 64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FlopSums {
@@ -137,6 +139,19 @@ pub struct ChunkEntry {
     pub files: BTreeMap<String, FileRecord>,
 }
 
+impl ChunkEntry {
+    /// Whether both say the same of the same content. Timings differ from run to run and do not count.
+    pub(super) fn same_content(&self, other: &Self) -> bool {
+        let content = |entry: &Self| {
+            let files = entry.files.clone().into_iter();
+            files.filter(|(dataset, _)| dataset != Dataset::Timings.name()).collect::<BTreeMap<_, _>>()
+        };
+        (self.shard, self.chunk) == (other.shard, other.chunk)
+            && self.counts == other.counts
+            && content(self) == content(other)
+    }
+}
+
 /// A committed shard: its counts, its final files and the counts of its chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardEntry {
@@ -207,7 +222,7 @@ pub struct RetryPass {
     pub number: u32,
     /// Its inputs and how they are divided (`shard_first` is 0).
     pub generation: Generation,
-    /// Attempts of each row before this pass are in `failed/`; nothing else is needed to finish it.
+    /// Whether it is finished: all its rows run and `failed/` replaced.
     pub done: bool,
 }
 

@@ -1,0 +1,119 @@
+//! Writing an object piece by piece with bounded memory.
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt as _;
+use object_store::{MultipartUpload, ObjectStoreExt as _};
+use sha2::{Digest as _, Sha256};
+
+use crate::schema::hex;
+use crate::{IoError, OutputStore};
+
+/// Size of the parts of a large object. S3 wants at least 5 MiB, equal parts, and at most 10,000 of them.
+pub(crate) const PART_BYTES: usize = 8 << 20;
+
+/// What to do when the object is already there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// Accept it when its bytes are the same, else `Conflict`.
+    MustBeEqual,
+    /// Replace it.
+    Replace,
+}
+
+/// One object being written. Nothing is visible before [`finish`](Self::finish). Objects below one part are put at
+/// once; larger ones are uploaded in parts, where stores know no put-if-absent: then an existing object is compared
+/// before the upload is completed.
+#[derive(Debug)]
+pub(crate) struct ObjectSink {
+    output: OutputStore,
+    name: String,
+    part_bytes: usize,
+    pending: BytesMut,
+    upload: Option<Box<dyn MultipartUpload>>,
+    bytes: u64,
+    digest: Sha256,
+}
+
+impl ObjectSink {
+    pub(crate) fn new(output: OutputStore, name: impl Into<String>, part_bytes: usize) -> Self {
+        let (pending, digest) = (BytesMut::new(), Sha256::new());
+        Self { output, name: name.into(), part_bytes: part_bytes.max(1), pending, upload: None, bytes: 0, digest }
+    }
+
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), IoError> {
+        self.digest.update(&bytes);
+        self.bytes += bytes.len() as u64;
+        self.pending.extend_from_slice(&bytes);
+        while self.pending.len() >= self.part_bytes {
+            let part = self.pending.split_to(self.part_bytes).freeze();
+            self.put_part(part).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_part(&mut self, part: Bytes) -> Result<(), IoError> {
+        let failed = |error| IoError::from_store("write", &self.output.show(&self.name), error);
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            none => {
+                let path = self.output.object_path(&self.name)?;
+                none.insert(self.output.object_store().put_multipart(&path).await.map_err(failed)?)
+            }
+        };
+        upload.put_part(part.into()).await.map_err(failed)
+    }
+
+    /// Makes the object visible. Returns its size and SHA-256 (hex).
+    pub(crate) async fn finish(mut self, existing: Existing) -> Result<(u64, String), IoError> {
+        let digest = hex(&self.digest.clone().finalize());
+        if self.upload.is_some() {
+            self.complete(existing, &digest).await?;
+        } else {
+            let bytes = std::mem::take(&mut self.pending).freeze();
+            match existing {
+                Existing::MustBeEqual => self.output.put_if_absent(&self.name, bytes).await?,
+                Existing::Replace => self.output.put(&self.name, bytes).await?,
+            }
+        }
+        Ok((self.bytes, digest))
+    }
+
+    async fn complete(&mut self, existing: Existing, digest: &str) -> Result<(), IoError> {
+        if !self.pending.is_empty() {
+            let part = std::mem::take(&mut self.pending).freeze();
+            self.put_part(part).await?;
+        }
+        let there = match existing {
+            Existing::MustBeEqual => self.digest_of_existing().await?,
+            Existing::Replace => None,
+        };
+        let failed = |error| IoError::from_store("write", &self.output.show(&self.name), error);
+        let Some(mut upload) = self.upload.take() else { return Ok(()) };
+        match there {
+            None => upload.complete().await.map(drop).map_err(failed),
+            Some(there) => {
+                upload.abort().await.map_err(failed)?;
+                if there == digest { Ok(()) } else { Err(self.output.conflict(&self.name)) }
+            }
+        }
+    }
+
+    async fn digest_of_existing(&self) -> Result<Option<String>, IoError> {
+        if !self.output.exists(&self.name).await? {
+            return Ok(None);
+        }
+        digest_of(&self.output, &self.name).await.map(Some)
+    }
+}
+
+/// SHA-256 of an object, hex, read with bounded memory.
+pub(crate) async fn digest_of(output: &OutputStore, name: &str) -> Result<String, IoError> {
+    let failed = |error| IoError::from_store("read", &output.show(name), error);
+    let path = output.object_path(name)?;
+    let mut body = output.object_store().get(&path).await.map_err(failed)?.into_stream();
+    let mut digest = Sha256::new();
+    while let Some(piece) = body.try_next().await.map_err(failed)? {
+        digest.update(&piece);
+    }
+    Ok(hex(&digest.finalize()))
+}
