@@ -47,6 +47,7 @@ pub struct Normalisation {
 
 impl Normalisation {
     /// OpenAI CLIP.
+    #[allow(clippy::excessive_precision, reason = "the digits as published")]
     pub const CLIP: Self =
         Self { mean: [0.481_454_66, 0.457_827_5, 0.408_210_73], std: [0.268_629_54, 0.261_302_58, 0.275_777_11] };
     /// 0.5 and 0.5 (SigLIP).

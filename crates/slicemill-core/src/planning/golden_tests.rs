@@ -140,28 +140,21 @@ fn the_logarithm_rounds_as_the_reference_platform() {
 
 #[test]
 fn squares_change_grid_where_documented() {
-    let cases: &[(&str, &[(u32, u32, u32)])] = &[
-        ("llava-uhd-raw", &[(336, 0, 0), (337, 1, 2), (475, 1, 2), (476, 2, 2), (751, 2, 2), (752, 3, 2)]),
-        ("llava-uhd-paper", &[(336, 1, 1), (337, 1, 2), (475, 1, 2), (476, 2, 2), (751, 2, 2), (752, 3, 2)]),
-        (
-            "minicpm-v",
-            &[
-                (448, 0, 0),
-                (449, 1, 2),
-                (633, 1, 2),
-                (634, 2, 2),
-                (1001, 2, 2),
-                (1002, 3, 2),
-                (1185, 3, 2),
-                (1186, 3, 3),
-            ],
-        ),
-    ];
-    for (name, squares) in cases {
-        for &(side, cols, rows) in *squares {
-            let grid = policy(name).plan(Size::new(side, side)).unwrap().grid;
-            assert_eq!(grid, Grid { cols, rows }, "{name} {side}");
-        }
+    let released = [(336, 0, 0), (337, 1, 2), (475, 1, 2), (476, 2, 2), (751, 2, 2), (752, 3, 2)];
+    let paper = [(336, 1, 1), (337, 1, 2), (475, 1, 2), (476, 2, 2), (751, 2, 2), (752, 3, 2)];
+    let minicpm = [(448, 0, 0), (449, 1, 2), (633, 1, 2), (634, 2, 2), (1001, 2, 2), (1002, 3, 2)];
+    let minicpm_large = [(1185, 3, 2), (1186, 3, 3)];
+    check_squares("llava-uhd-raw", &released);
+    check_squares("llava-uhd-paper", &paper);
+    check_squares("minicpm-v", &minicpm);
+    check_squares("minicpm-v", &minicpm_large);
+}
+
+/// Checks (side, columns, rows) of squares.
+fn check_squares(name: &str, squares: &[(u32, u32, u32)]) {
+    for &(side, cols, rows) in squares {
+        let grid = policy(name).plan(Size::new(side, side)).unwrap().grid;
+        assert_eq!(grid, Grid { cols, rows }, "{name} {side}");
     }
 }
 

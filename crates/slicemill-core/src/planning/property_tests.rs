@@ -141,7 +141,7 @@ proptest! {
             prop_assert_eq!(grid, Grid::NONE);
         } else {
             let slices = grid.slices();
-            prop_assert!(slices >= 2 && slices <= 7 && slices.abs_diff(ideal) <= 1);
+            prop_assert!((2..=7).contains(&slices) && slices.abs_diff(ideal) <= 1);
             let error = |cols: u32, rows: u32| {
                 ((f64::from(width) * f64::from(rows)) / (f64::from(height) * f64::from(cols))).ln().abs()
             };
