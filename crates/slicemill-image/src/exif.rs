@@ -11,13 +11,38 @@ use crate::window::{Stop, Window};
 pub(crate) mod tag {
     pub(crate) const IMAGE_WIDTH: u16 = 256;
     pub(crate) const IMAGE_LENGTH: u16 = 257;
+    pub(crate) const BITS_PER_SAMPLE: u16 = 258;
+    pub(crate) const COMPRESSION: u16 = 259;
+    pub(crate) const PHOTOMETRIC: u16 = 262;
+    pub(crate) const FILL_ORDER: u16 = 266;
+    pub(crate) const STRIP_OFFSETS: u16 = 273;
     pub(crate) const ORIENTATION: u16 = 274;
     pub(crate) const SAMPLES_PER_PIXEL: u16 = 277;
+    pub(crate) const ROWS_PER_STRIP: u16 = 278;
+    pub(crate) const STRIP_BYTE_COUNTS: u16 = 279;
+    pub(crate) const PLANAR_CONFIGURATION: u16 = 284;
+    pub(crate) const COLOR_MAP: u16 = 320;
+    pub(crate) const TILE_WIDTH: u16 = 322;
+    pub(crate) const TILE_LENGTH: u16 = 323;
+    pub(crate) const TILE_OFFSETS: u16 = 324;
+    pub(crate) const TILE_BYTE_COUNTS: u16 = 325;
     pub(crate) const EXTRA_SAMPLES: u16 = 338;
+    pub(crate) const JPEG_TABLES: u16 = 347;
 }
 
 /// Most entries that are looked at: real directories have a few dozen.
 const ENTRIES_MAX: u64 = 4096;
+
+/// What a value is called in messages.
+const VALUE: &str = "value of a directory entry";
+
+/// Values of one tag.
+struct Entry {
+    value_bytes: u64,
+    count: u64,
+    /// Where the first stands.
+    at: u64,
+}
 
 /// The first directory of a TIFF file or EXIF block.
 pub(crate) struct Directory<'a> {
@@ -58,8 +83,8 @@ impl<'a> Directory<'a> {
         Ok(if self.little_endian { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
     }
 
-    /// The first value of a whole-number tag, or `None` when the directory does not have it.
-    pub(crate) fn get(&self, wanted: u16) -> Result<Option<u64>, Stop> {
+    /// Finds the entry of a tag.
+    fn find(&self, wanted: u16) -> Result<Option<Entry>, Stop> {
         let (entry_bytes, value_at, inline_bytes) = if self.big_tiff { (20, 12, 8) } else { (12, 8, 4) };
         let what = "first directory";
         for index in 0..self.entries {
@@ -67,22 +92,45 @@ impl<'a> Directory<'a> {
             if self.number(entry, 2, what)? != u64::from(wanted) {
                 continue;
             }
-            let element_bytes = match self.number(entry + 2, 2, what)? {
-                1 => 1,
+            let value_bytes = match self.number(entry + 2, 2, what)? {
+                1 | 7 => 1,
                 3 => 2,
                 4 => 4,
                 16 => 8,
                 _ => return Ok(None),
             };
             let count = self.number(entry + 4, value_at - 4, what)?;
-            if count == 0 {
-                return Ok(None);
-            }
-            let inline = count.saturating_mul(element_bytes) <= inline_bytes;
+            let inline = count.saturating_mul(value_bytes) <= inline_bytes;
             let at = if inline { entry + value_at } else { self.number(entry + value_at, inline_bytes, what)? };
-            return self.number(at, element_bytes, "value of a directory entry").map(Some);
+            return Ok((count > 0).then_some(Entry { value_bytes, count, at }));
         }
         Ok(None)
+    }
+
+    /// The first value of a whole-number tag, or `None` when the directory does not have it.
+    pub(crate) fn get(&self, tag: u16) -> Result<Option<u64>, Stop> {
+        let Some(entry) = self.find(tag)? else { return Ok(None) };
+        self.number(entry.at, entry.value_bytes, VALUE).map(Some)
+    }
+
+    /// All values of a whole-number tag; none when the directory does not have it.
+    pub(crate) fn values(&self, tag: u16) -> Result<Vec<u64>, Stop> {
+        let Some(entry) = self.find(tag)? else { return Ok(Vec::new()) };
+        // The bytes must be there before anything is allocated for them.
+        self.window.bytes(entry.at, entry.count.saturating_mul(entry.value_bytes), VALUE)?;
+        (0..entry.count)
+            .map(|index| self.number(entry.at + index * entry.value_bytes, entry.value_bytes, VALUE))
+            .collect()
+    }
+
+    /// Where the first value of a tag stands.
+    pub(crate) fn position(&self, tag: u16) -> Result<Option<u64>, Stop> {
+        Ok(self.find(tag)?.map(|entry| entry.at))
+    }
+
+    /// Whether the least significant byte comes first.
+    pub(crate) const fn little_endian(&self) -> bool {
+        self.little_endian
     }
 
     /// The orientation; anything but 1 to 8 is upright.

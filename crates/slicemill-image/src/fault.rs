@@ -61,10 +61,22 @@ impl Fault {
     }
 }
 
-/// A buffer of `len` default values, or a fault instead of an abort when the machine cannot give it.
-pub(crate) fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>, Fault> {
-    let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).map_err(|_| Fault::out_of_memory(len.saturating_mul(size_of::<T>())))?;
-    buffer.resize(len, T::default());
-    Ok(buffer)
+/// From this size on, a buffer is asked for before it is taken, because a refused allocation would end the process.
+const ASK_BYTES: usize = 64 << 20;
+
+/// A buffer of `len` zeros whose pages are not touched before they are used.
+pub(crate) fn zeroed<T: Copy + Default>(len: usize) -> Result<Vec<T>, Fault> {
+    let bytes = len.saturating_mul(size_of::<T>());
+    if bytes >= ASK_BYTES {
+        Vec::<T>::new().try_reserve_exact(len).map_err(|_| Fault::out_of_memory(bytes))?;
+    }
+    Ok(vec![T::default(); len])
+}
+
+/// A fault of a reader: the end of the bytes, or nonsense.
+pub(crate) fn io_fault(error: &std::io::Error) -> Fault {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Fault::truncated("the file ends before the image does"),
+        _ => Fault::corrupt(error.to_string()),
+    }
 }

@@ -4,8 +4,8 @@ mod bmp;
 mod gif;
 mod jpeg;
 mod png;
-mod tiff;
-mod webp;
+pub(crate) mod tiff;
+pub(crate) mod webp;
 
 use slicemill_core::{ErrorClass, ImageOptions, OrientationRule, RowError, Size, Stage};
 

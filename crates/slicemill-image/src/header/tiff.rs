@@ -13,14 +13,41 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     let directory = Directory::open(window)?;
     let width = required(&directory, tag::IMAGE_WIDTH, "width")?;
     let height = required(&directory, tag::IMAGE_LENGTH, "height")?;
-    let samples = directory.get(tag::SAMPLES_PER_PIXEL)?.unwrap_or(1);
-    let extra = directory.get(tag::EXTRA_SAMPLES)?.unwrap_or(0);
     Ok(Header {
         format: ImageFormat::Tiff,
         stored: Size::new(width, height),
         orientation: directory.orientation()?,
-        has_alpha: matches!(samples, 2 | 4) && matches!(extra, 1 | 2),
+        has_alpha: Alpha::of(&directory)? != Alpha::None,
     })
+}
+
+/// What the samples beyond the colours are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alpha {
+    /// No transparency.
+    None,
+    /// Colours are as they are.
+    Straight,
+    /// Colours have been multiplied by the alpha value.
+    Premultiplied,
+}
+
+impl Alpha {
+    /// The first extra sample tells; where nothing tells of a fourth sample of RGB it is straight alpha (as in Pillow).
+    pub(crate) fn of(directory: &Directory<'_>) -> Result<Self, Stop> {
+        let samples = directory.get(tag::SAMPLES_PER_PIXEL)?.unwrap_or(1);
+        let colours = match directory.get(tag::PHOTOMETRIC)? {
+            Some(2 | 6) => 3,
+            Some(5) => 4,
+            _ => 1,
+        };
+        Ok(match directory.get(tag::EXTRA_SAMPLES)? {
+            Some(1) if samples > colours => Self::Premultiplied,
+            Some(2) if samples > colours => Self::Straight,
+            None if samples == 4 && colours == 3 => Self::Straight,
+            _ => Self::None,
+        })
+    }
 }
 
 fn required(directory: &Directory<'_>, tag: u16, what: &str) -> Result<u32, Stop> {

@@ -15,8 +15,8 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     let kind: [u8; 4] = window.array(12, "first chunk")?;
     let mut orientation = Orientation::Upright;
     let (stored, has_alpha) = match &kind {
-        b"VP8 " => (lossy_size(window)?, false),
-        b"VP8L" => lossless_size(window)?,
+        b"VP8 " => (lossy_size(window, 20)?, false),
+        b"VP8L" => lossless_size(window, 20)?,
         b"VP8X" => {
             let extended: [u8; 10] = window.array(20, "VP8X chunk")?;
             let [flags, _, _, _, w0, w1, w2, h0, h1, h2] = extended;
@@ -31,8 +31,8 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     Ok(Header { format: ImageFormat::WebP, stored, orientation, has_alpha })
 }
 
-fn lossy_size(window: Window<'_>) -> Result<Size, Stop> {
-    let frame: [u8; 10] = window.array(20, "VP8 frame header")?;
+fn lossy_size(window: Window<'_>, at: u64) -> Result<Size, Stop> {
+    let frame: [u8; 10] = window.array(at, "VP8 frame header")?;
     if frame[0] & 1 != 0 || frame[3..6] != [0x9D, 0x01, 0x2A] {
         return Err(Fault::bad_header("the VP8 frame is no key frame").into());
     }
@@ -40,13 +40,33 @@ fn lossy_size(window: Window<'_>) -> Result<Size, Stop> {
     Ok(Size::new(side(frame[6], frame[7]), side(frame[8], frame[9])))
 }
 
-fn lossless_size(window: Window<'_>) -> Result<(Size, bool), Stop> {
-    let [signature, b0, b1, b2, b3] = window.array(20, "VP8L header")?;
+fn lossless_size(window: Window<'_>, at: u64) -> Result<(Size, bool), Stop> {
+    let [signature, b0, b1, b2, b3] = window.array(at, "VP8L header")?;
     let bits = u32::from_le_bytes([b0, b1, b2, b3]);
     if signature != 0x2F || bits >> 29 != 0 {
         return Err(Fault::bad_header("the VP8L header is not that of version 0").into());
     }
     Ok((Size::new(1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)), bits & (1 << 28) != 0))
+}
+
+/// The chunks of a buffer from byte `at` on; the last may be cut short.
+pub(crate) fn chunks(bytes: &[u8], mut at: usize) -> impl Iterator<Item = ([u8; 4], &[u8])> {
+    std::iter::from_fn(move || {
+        let (head, rest) = bytes.get(at..)?.split_first_chunk::<8>()?;
+        let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        at = at.saturating_add(8).saturating_add(len).saturating_add(len & 1);
+        Some(([head[0], head[1], head[2], head[3]], &rest[..len.min(rest.len())]))
+    })
+}
+
+/// The size in a `VP8 ` or `VP8L` bit stream.
+pub(crate) fn bitstream_size(kind: &[u8; 4], body: &[u8]) -> Result<Size, Fault> {
+    let window = Window::new(body, body.len() as u64);
+    let size = if kind == b"VP8L" { lossless_size(window, 0).map(|(size, _)| size) } else { lossy_size(window, 0) };
+    size.map_err(|stop| match stop {
+        Stop::Fault(fault) => fault,
+        Stop::Need(_) => Fault::truncated("the file ends inside the header of the bit stream"),
+    })
 }
 
 /// EXIF stands after the image data. A file that ends before it is truncated, which decoding will find out.

@@ -5,7 +5,7 @@ use crate::fault::Fault;
 
 /// What the components mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ColourSpace {
+pub(crate) enum ColourSpace {
     /// One component.
     Gray,
     /// Brightness and two colour differences (ITU-R BT.601, full range).
@@ -33,6 +33,15 @@ impl ColourSpace {
             ([_, _, _, _], Some(_)) => Self::Ycck,
             _ => return Err(Fault::unsupported(format!("{} components", ids.len()))),
         })
+    }
+
+    /// Number of components.
+    pub(super) const fn components(self) -> usize {
+        match self {
+            Self::Gray => 1,
+            Self::YCbCr | Self::Rgb => 3,
+            Self::Cmyk | Self::Ycck => 4,
+        }
     }
 
     /// One row of samples to RGB pixels.
@@ -75,15 +84,21 @@ fn ycbcr(y: &[u8], cb: &[u8], cr: &[u8], pixels: &mut [[u8; 3]]) {
     }
 }
 
-/// Four inks to RGB. Files store inks inverted (255 is none), as Adobe began and Pillow assumes; the product is
-/// Pillow's (`Convert.c`, CMYK to RGB).
+/// Four inks to RGB. Files store inks inverted (255 is none), as Adobe began and Pillow assumes.
 #[inline(always)]
 fn ink(pixels: &mut [[u8; 3]], black: &[u8]) {
     for (pixel, &light) in pixels.iter_mut().zip(black) {
-        let light = i32::from(light);
-        for channel in pixel {
-            let product = (255 - i32::from(*channel)) * light + 128;
-            *channel = (light - (((product >> 8) + product) >> 8)).clamp(0, 255) as u8;
-        }
+        let [cyan, magenta, yellow] = *pixel;
+        *pixel = ink_to_rgb([cyan, magenta, yellow, light]);
     }
+}
+
+/// Four inverted inks to RGB: Pillow's product (`Convert.c`, CMYK to RGB).
+#[inline(always)]
+pub(crate) fn ink_to_rgb([cyan, magenta, yellow, light]: [u8; 4]) -> [u8; 3] {
+    let light = i32::from(light);
+    [cyan, magenta, yellow].map(|inverted| {
+        let product = (255 - i32::from(inverted)) * light + 128;
+        (light - (((product >> 8) + product) >> 8)).clamp(0, 255) as u8
+    })
 }

@@ -26,10 +26,12 @@ mod progressive;
 mod scan;
 mod upsample;
 
-use colour::ColourSpace;
+pub(crate) use colour::{ColourSpace, ink_to_rgb};
 use frame::{Frame, Scan, Tables};
 use paint::Painter;
 use scan::{Pass, Progress};
+
+use slicemill_core::Size;
 
 use crate::RgbImage;
 use crate::fault::{Fault, zeroed};
@@ -37,14 +39,18 @@ use crate::fault::{Fault, zeroed};
 /// Scans of one image: real ones have about ten; each costs time for the whole image.
 const SCANS_MAX: usize = 200;
 
-/// Decodes an image to RGB, whatever its orientation. The caller has checked its number of pixels.
-pub(crate) fn decode(bytes: &[u8]) -> Result<RgbImage, Fault> {
-    let mut decoder = Decoder { bytes, at: 2, tables: Tables::default(), frame: None };
+/// Decodes an image to RGB, whatever its orientation. Its size must be `expected`, which the caller has checked against
+/// the limit. `colour` overrides what the file says of its components.
+pub(crate) fn decode(bytes: &[u8], expected: Size, colour: Option<ColourSpace>) -> Result<RgbImage, Fault> {
+    let mut decoder = Decoder { bytes, at: 2, tables: Tables::default(), frame: None, colour };
     let first = match decoder.next_scan()? {
         Next::Scan(scan) => scan,
         Next::End | Next::DataEnds => return Err(Fault::truncated("the file ends before the image data")),
     };
     let Some(frame) = decoder.frame.take() else { return Err(Fault::corrupt("image data without a frame header")) };
+    if frame.size != expected {
+        return Err(Fault::corrupt(format!("the image data is {}, the header says {expected}", frame.size)));
+    }
     let bits = (bytes.len() - decoder.at.min(bytes.len())) as u64 * 8;
     if bits < frame.bits_min() {
         let (have, need) = (bits / 8, frame.bits_min() / 8);
@@ -65,6 +71,7 @@ struct Decoder<'a> {
     at: usize,
     tables: Tables,
     frame: Option<Frame>,
+    colour: Option<ColourSpace>,
 }
 
 enum Next {
@@ -129,7 +136,7 @@ impl<'a> Decoder<'a> {
 
     /// One scan that holds the whole image: pixels are made row by row.
     fn decode_streaming(&mut self, frame: &Frame, scan: &Scan) -> Result<RgbImage, Fault> {
-        let mut painter = Painter::new(frame, ColourSpace::of(frame, &self.tables)?)?;
+        let mut painter = Painter::new(frame, self.colour_space(frame)?)?;
         let mut pass = Pass::new(self.bytes, self.at, frame, scan, &self.tables)?;
         for part in &mut pass.parts {
             part.coefficients = zeroed(part.v * part.stride * 64)?;
@@ -183,8 +190,13 @@ impl<'a> Decoder<'a> {
         Ok(pass.position())
     }
 
+    fn colour_space(&self, frame: &Frame) -> Result<ColourSpace, Fault> {
+        let found = ColourSpace::of(frame, &self.tables)?;
+        Ok(self.colour.filter(|wanted| wanted.components() == found.components()).unwrap_or(found))
+    }
+
     fn paint(&self, frame: &Frame, coefficients: &[Vec<i16>]) -> Result<RgbImage, Fault> {
-        let mut painter = Painter::new(frame, ColourSpace::of(frame, &self.tables)?)?;
+        let mut painter = Painter::new(frame, self.colour_space(frame)?)?;
         for row in 0..frame.mcus_high {
             painter.push(frame.components.iter().zip(coefficients).map(|(component, coefficients)| {
                 let band = component.v * component.block_stride * 64;
