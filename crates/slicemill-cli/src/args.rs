@@ -94,6 +94,8 @@ pub enum Verb {
     Schema(SchemaArgs),
     /// Write exactly what the model will see of images, before normalisation
     Slices(SlicesArgs),
+    /// Compare the rows of two outputs: equal texts, cosine of visual tokens
+    Compare(CompareArgs),
     /// Check this machine, the embedded model and the devices
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -312,7 +314,7 @@ pub struct PlanArgs {
     pub set: Vec<String>,
     /// Run this many images to measure a rate and estimate the time
     #[arg(long, value_name = "N")]
-    pub sample: Option<usize>,
+    pub sample: Option<u64>,
     /// Form of the result; csv goes with --sizes
     #[arg(long, value_enum)]
     pub format: Option<Format>,
@@ -397,6 +399,18 @@ pub struct SlicesArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap shows the group's own help")]
     pub job: JobFlags,
+}
+
+/// `compare`
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Folder of an output
+    pub one: String,
+    /// Folder of another output of the same kind
+    pub other: String,
+    /// Visual tokens are equal when their cosine is at least this
+    #[arg(long, value_name = "COSINE", default_value_t = 0.999)]
+    pub cosine_min: f64,
 }
 
 /// `doctor`

@@ -1,1 +1,77 @@
-//! placeholder
+//! The command line of slicemill, and the one place where sources, plan, model and sinks are wired together.
+//!
+//! ```text
+//!  flags ─▶ job document ─▶ Job (slicemill-exec) ─▶ run ─▶ exit code
+//!            │                 ▲
+//!            ▼                 │ policy, defaults
+//!          model name ─▶ BackendFactory (slicemill-model)
+//! ```
+
+mod args;
+mod commands;
+mod document;
+mod exit;
+mod models;
+mod printing;
+mod progress;
+mod telemetry;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, Parser};
+use indicatif::MultiProgress;
+
+use args::{Cli, Verb};
+use exit::Failure;
+use printing::Printer;
+
+pub use exit::Exit;
+
+/// Runs the program with these arguments, the first of which is its name.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let help =
+                matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
+            // Without a standard error there is nobody to tell.
+            drop(error.print());
+            return if help { Exit::Done } else { Exit::Usage };
+        }
+    };
+    let bars = MultiProgress::new();
+    telemetry::start(&cli.output, &bars);
+    match dispatch(&cli, &bars) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            tracing::error!(target: "slicemill", "{}", failure.message);
+            failure.exit
+        }
+    }
+}
+
+fn dispatch(cli: &Cli, bars: &MultiProgress) -> Result<Exit, Failure> {
+    let printer = Printer;
+    let session = commands::annotate::Session { flags: &cli.output, bars };
+    match &cli.verb {
+        Verb::Caption(args) => session.run_flags(document::caption(args), &args.run, args.extend),
+        Verb::Ask(args) => session.run_flags(document::ask(args), &args.run, args.extend),
+        Verb::Encode(args) => session.run_flags(document::encode(args), &args.run, args.extend),
+        Verb::Run(args) => session.run_file(args),
+        Verb::Retry(args) => session.retry(args),
+        Verb::Plan(args) => commands::plan::run(args, printer),
+        Verb::Verify(args) => commands::inspect::verify(args, printer),
+        Verb::Report(args) => commands::inspect::report(args, printer),
+        Verb::Sql(args) => commands::inspect::sql(args, printer),
+        Verb::Schema(args) => commands::inspect::schema(args, printer),
+        Verb::Slices(args) => commands::slices::run(args, &printer),
+        Verb::Compare(args) => commands::compare::run(args, printer),
+        Verb::Doctor(args) => commands::doctor::run(args, printer),
+        Verb::Completions(args) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "slicemill", &mut script);
+            printer.text(&String::from_utf8_lossy(&script))?;
+            Ok(Exit::Done)
+        }
+    }
+}

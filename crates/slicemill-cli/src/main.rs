@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `slicemill`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    slicemill_cli::run(std::env::args_os()).into()
+}

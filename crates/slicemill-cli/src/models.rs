@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use slicemill_core::{Normalisation, SlicingPolicy, TokenRule};
 use slicemill_model::{BackendOptions, CandleFactory};
 use slicemill_pipeline::{BackendFactory, NullFactory};
 
@@ -23,7 +24,7 @@ pub fn open(name: &str, runtime: Runtime) -> Result<Arc<dyn BackendFactory>, Fai
     options.batch_views_max = runtime.batch_views.unwrap_or(options.batch_views_max);
     options.sequences_max = runtime.sequences.unwrap_or(options.sequences_max);
     let factory: Arc<dyn BackendFactory> = match name {
-        "null" => Arc::new(NullFactory::new()),
+        "null" => Arc::new(null_model()),
         "embedded" => Arc::new(CandleFactory::embedded(options).map_err(Failure::failed)?),
         path if Path::new(path).is_dir() => {
             Arc::new(CandleFactory::from_dir(Path::new(path), options).map_err(Failure::failed)?)
@@ -36,4 +37,10 @@ pub fn open(name: &str, runtime: Runtime) -> Result<Arc<dyn BackendFactory>, Fai
         }
     };
     Ok(factory)
+}
+
+/// The null model plans like the released LLaVA-UHD: 144 visual tokens a view.
+fn null_model() -> NullFactory {
+    let policy = SlicingPolicy::llava_uhd();
+    NullFactory::new(policy, TokenRule::Queries(144), Normalisation::CLIP)
 }

@@ -1,12 +1,13 @@
 //! Progress on standard error: a bar in slices on a terminal, a line every few seconds elsewhere.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use slicemill_exec::{RunObserver, RunTotals};
 use slicemill_pipeline::{Progress, ProgressSnapshot};
 
 use crate::args::{OutputFlags, ProgressMode};
@@ -18,46 +19,26 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Rates are taken over about this long.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
-/// What this run has to do, for the end of the bar and the estimate of the time left.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Work {
-    /// Input rows of this run, chunks that were already done not counted.
-    pub rows: u64,
-}
-
-/// A thread that shows a run's progress until it is dropped.
+/// Shows a run's progress from its start to [`finish`](Self::finish).
 pub struct Display {
+    flags: OutputFlags,
+    bars: MultiProgress,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Display {
-    /// Starts showing `progress` as the flags say.
-    pub fn start(flags: &OutputFlags, bars: &MultiProgress, progress: Arc<Progress>, work: Arc<dyn Fn() -> Work + Send + Sync>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let bar = match flags.progress {
-            _ if flags.quiet => return Self { stop, thread: None },
-            ProgressMode::Off => return Self { stop, thread: None },
-            ProgressMode::Bar => true,
-            ProgressMode::Lines => false,
-            ProgressMode::Auto => std::io::stderr().is_terminal(),
-        };
-        let bars = bars.clone();
-        let stopped = Arc::clone(&stop);
-        let body = move || {
-            let watch = Watch::new(progress, work);
-            if bar { draw_bar(&bars, watch, &stopped) } else { write_lines(watch, &stopped) }
-        };
-        // Without a thread there is no display, which is no reason to end a run.
-        let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(body).ok();
-        Self { stop, thread }
+    /// A display that shows nothing until the run starts.
+    pub fn new(flags: OutputFlags, bars: MultiProgress) -> Self {
+        Self { flags, bars, stop: Arc::default(), thread: Mutex::default() }
     }
-}
 
-impl Drop for Display {
-    fn drop(&mut self) {
+    /// Takes the display away.
+    pub fn finish(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        if let Ok(mut thread) = self.thread.lock()
+            && let Some(thread) = thread.take()
+        {
             thread.thread().unpark();
             // The display's own failure must not hide the run's result.
             drop(thread.join());
@@ -65,10 +46,35 @@ impl Drop for Display {
     }
 }
 
+impl RunObserver for Display {
+    fn started(&self, totals: &RunTotals, counters: &Arc<Progress>) {
+        let rows = totals.rows - totals.rows_before;
+        if totals.rows_before > 0 {
+            tracing::info!(target: "slicemill", "resuming: {} of {} rows are done", totals.rows_before, totals.rows);
+        }
+        let bar = match self.flags.progress {
+            _ if self.flags.quiet => return,
+            ProgressMode::Off => return,
+            ProgressMode::Bar => true,
+            ProgressMode::Lines => false,
+            ProgressMode::Auto => std::io::stderr().is_terminal(),
+        };
+        let (bars, stop) = (self.bars.clone(), Arc::clone(&self.stop));
+        let watch = Watch::new(Arc::clone(counters), rows);
+        let body = move || if bar { draw_bar(&bars, watch, &stop) } else { write_lines(watch, &stop) };
+        // Without a thread there is no display, which is no reason to end a run.
+        if let (Ok(started), Ok(mut thread)) =
+            (std::thread::Builder::new().name("progress".to_owned()).spawn(body), self.thread.lock())
+        {
+            *thread = Some(started);
+        }
+    }
+}
+
 /// Counters with rates.
 struct Watch {
     progress: Arc<Progress>,
-    work: Arc<dyn Fn() -> Work + Send + Sync>,
+    rows: u64,
     started: Instant,
     window: Vec<(Instant, ProgressSnapshot)>,
 }
@@ -86,10 +92,10 @@ struct Look {
 }
 
 impl Watch {
-    fn new(progress: Arc<Progress>, work: Arc<dyn Fn() -> Work + Send + Sync>) -> Self {
+    fn new(progress: Arc<Progress>, rows: u64) -> Self {
         let now = Instant::now();
         let first = progress.snapshot();
-        Self { progress, work, started: now, window: vec![(now, first)] }
+        Self { progress, rows, started: now, window: vec![(now, first)] }
     }
 
     fn look(&mut self) -> Look {
@@ -102,7 +108,7 @@ impl Watch {
         let seconds = at.duration_since(since).as_secs_f64().max(0.001);
         let recent = now.since(&before);
         let elapsed = at.duration_since(self.started);
-        let rows = (self.work)().rows;
+        let rows = self.rows;
         let views_total = estimated_views(&now, rows);
         Look {
             rows,
@@ -154,10 +160,15 @@ fn draw_bar(bars: &MultiProgress, mut watch: Watch, stop: &AtomicBool) {
         bar.set_length(look.views_total.max(look.now.views_encoded));
         bar.set_position(look.now.views_encoded);
         let left = look.left.map_or_else(|| "…".to_owned(), clock);
-        let failed = if look.now.images_failed > 0 { format!("  {} failed", look.now.images_failed) } else { String::new() };
+        let failed =
+            if look.now.images_failed > 0 { format!("  {} failed", look.now.images_failed) } else { String::new() };
         bar.set_message(format!(
             "eta {left}  {}/{} images  {:.1} images/s  {:.0} tokens/s{failed}  limit: {}",
-            look.now.images_done(), look.rows, look.images_per_second, look.tokens_per_second, look.limit,
+            look.now.images_done(),
+            look.rows,
+            look.images_per_second,
+            look.tokens_per_second,
+            look.limit,
         ));
         if stop.load(Ordering::Relaxed) {
             break;
@@ -205,7 +216,12 @@ mod tests {
 
     #[test]
     fn views_of_unseen_images_are_estimated() {
-        let now = ProgressSnapshot { images_planned: 10, views_planned: 50, views_encoded: 25, ..ProgressSnapshot::default() };
+        let now = ProgressSnapshot {
+            images_planned: 10,
+            views_planned: 50,
+            views_encoded: 25,
+            ..ProgressSnapshot::default()
+        };
         assert_eq!(estimated_views(&now, 10), 50);
         assert_eq!(estimated_views(&now, 30), 150);
         assert_eq!(time_left(&now, 150, Duration::from_secs(10)), Some(Duration::from_secs(50)));

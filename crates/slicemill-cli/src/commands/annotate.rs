@@ -1,0 +1,253 @@
+//! `caption`, `ask`, `encode`, `run` and `retry`: from flags or a file to a finished output.
+
+use std::sync::Arc;
+
+use indicatif::MultiProgress;
+use slicemill_core::ErrorClass;
+use slicemill_exec::{
+    ExecError, FrozenJob, Job, JobDraft, RetrySummary, RunObserver, RunOptions, RunSummary, StopSignal,
+};
+use slicemill_io::Counts;
+use slicemill_pipeline::{BackendFactory, parse_devices};
+
+use crate::args::{OutputFlags, RetryArgs, RunArgs, RunFlags};
+use crate::exit::{Exit, Failure};
+use crate::models::{self, Runtime};
+use crate::progress::Display;
+
+/// What every run needs besides its job.
+pub struct Session<'a> {
+    /// Output flags.
+    pub flags: &'a OutputFlags,
+    /// Where the progress bar lives.
+    pub bars: &'a MultiProgress,
+}
+
+/// The async runtime: it reads, writes and waits; pixels and tensors have threads of their own.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("slicemill io")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("the runtime cannot be started: {error}")))
+}
+
+/// The draft of a job that flags describe.
+pub fn draft_of_flags(document: toml::Table) -> Result<JobDraft, Failure> {
+    JobDraft::from_flags(document).map_err(Failure::usage)
+}
+
+/// The draft of a job file with its `--set` changes.
+pub fn draft_of_file(path: &std::path::Path, sets: &[String]) -> Result<JobDraft, Failure> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+    JobDraft::from_text(&name, &text, sets).map_err(Failure::usage)
+}
+
+/// Flags of this run as the runner takes them.
+pub fn run_options(flags: &RunFlags, extend: bool) -> Result<RunOptions, Failure> {
+    let at_least_one = |name: &str, value: Option<u64>| match value {
+        Some(0) => Err(Failure::usage(format!("{name} 0: give at least 1"))),
+        _ => Ok(()),
+    };
+    at_least_one("--batch", flags.batch.map(u64::from))?;
+    at_least_one("--sequences", flags.sequences.map(u64::from))?;
+    at_least_one("--threads", flags.threads.map(|n| n as u64))?;
+    at_least_one("--fetches", flags.fetches.map(|n| n as u64))?;
+    let devices = parse_devices(flags.devices.as_deref().unwrap_or("cpu"));
+    Ok(RunOptions {
+        devices: devices.map_err(|error| Failure::usage(format!("--devices: {error}")))?,
+        batch_views: flags.batch,
+        sequences: flags.sequences,
+        threads: flags.threads,
+        memory_bytes: flags.memory.as_deref().map(parse_bytes).transpose()?,
+        fetches: flags.fetches,
+        extend,
+    })
+}
+
+/// `512M`, `2G`, `1000000`: powers of 1,024.
+fn parse_bytes(text: &str) -> Result<u64, Failure> {
+    let wrong = || Failure::usage(format!("--memory {text}: give a number of bytes with K, M or G, as 512M"));
+    let (digits, unit) = match text.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
+        Some((at, _)) => text.split_at(at),
+        None => (text, ""),
+    };
+    let shift = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+impl Session<'_> {
+    /// Runs a job that flags describe.
+    pub fn run_flags(&self, document: toml::Table, flags: &RunFlags, extend: bool) -> Result<Exit, Failure> {
+        self.run_draft(&draft_of_flags(document)?, &run_options(flags, extend)?)
+    }
+
+    /// `slicemill run JOB.toml`.
+    pub fn run_file(&self, args: &RunArgs) -> Result<Exit, Failure> {
+        self.run_draft(&draft_of_file(&args.job, &args.set)?, &run_options(&args.run, args.extend)?)
+    }
+
+    fn run_draft(&self, draft: &JobDraft, options: &RunOptions) -> Result<Exit, Failure> {
+        let factory = models::open(draft.model_name(), runtime_of(options))?;
+        let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
+        let summary = self.run_job(&job, options, factory)?;
+        Ok(conclude_run(&summary, &job.output))
+    }
+
+    /// Runs `job` with progress and Ctrl-C.
+    pub fn run_job(
+        &self,
+        job: &Job,
+        options: &RunOptions,
+        factory: Arc<dyn BackendFactory>,
+    ) -> Result<RunSummary, Failure> {
+        self.watched(|stop, observer| slicemill_exec::run_job(job, options, factory, stop, observer))
+    }
+
+    /// `slicemill retry OUT`.
+    pub fn retry(&self, args: &RetryArgs) -> Result<Exit, Failure> {
+        let classes = args.class.iter().map(|name| {
+            ErrorClass::parse(name.trim()).ok_or_else(|| {
+                let names: Vec<_> = ErrorClass::ALL.iter().map(|class| class.as_str()).collect();
+                Failure::usage(format!("no class {name}: there are {}", names.join(", ")))
+            })
+        });
+        let classes: Vec<ErrorClass> = classes.collect::<Result<_, _>>()?;
+        let options = run_options(&args.run, false)?;
+        let (_, frozen) = runtime()?.block_on(FrozenJob::open(&args.out)).map_err(failure_of)?;
+        let factory = models::open(&frozen.job.model, runtime_of(&options))?;
+        let chosen = (!classes.is_empty()).then_some(classes.as_slice());
+        let summary = self.watched(|stop, observer| {
+            slicemill_exec::retry_job(&args.out, chosen, &options, factory, stop, observer)
+        })?;
+        Ok(conclude_retry(&summary, &args.out))
+    }
+
+    /// Runs `work` with the progress display and the two steps of Ctrl-C.
+    fn watched<T, F>(&self, work: impl FnOnce(StopSignal, Arc<dyn RunObserver>) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, ExecError>>,
+    {
+        let stop = StopSignal::new();
+        let display = Arc::new(Display::new(self.flags.clone(), self.bars.clone()));
+        let observer: Arc<dyn RunObserver> = display.clone();
+        let result = runtime()?.block_on(async {
+            let work = work(stop.clone(), observer);
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    result = &mut work => break result,
+                    signal = tokio::signal::ctrl_c() => {
+                        // Without a signal handler the system's own way of stopping remains.
+                        if signal.is_ok() {
+                            tell_stop(&stop);
+                            stop.request();
+                        }
+                    }
+                }
+            }
+        });
+        display.finish();
+        result.map_err(failure_of)
+    }
+}
+
+/// The last lines of a run, and its exit code.
+fn conclude_run(summary: &RunSummary, out: &str) -> Exit {
+    let counts = &summary.total;
+    if summary.interrupted {
+        tracing::warn!(
+            target: "slicemill",
+            "interrupted: {} of {} rows are done and kept; run the same command again to resume",
+            counts.inputs, summary.rows
+        );
+        return Exit::Interrupted;
+    }
+    if summary.unasked > 0 {
+        tracing::info!(target: "slicemill", "{} inputs without a question were left out", summary.unasked);
+    }
+    if summary.already_done {
+        tracing::info!(target: "slicemill", "{out} is finished already: nothing to do ({} rows)", counts.inputs);
+    } else {
+        let before = match summary.rows_before {
+            0 => String::new(),
+            rows => format!(", {rows} of them before this run"),
+        };
+        tracing::info!(
+            target: "slicemill",
+            "{} rows{before}: {} ok, {} failed, {} skipped; {} slices, {} visual and {} output tokens; this run took {:.1} s",
+            counts.inputs, counts.ok, counts.failed, counts.skipped, counts.slices, counts.visual_tokens,
+            counts.output_tokens, summary.elapsed.as_secs_f64()
+        );
+    }
+    tracing::info!(target: "slicemill", "output: {out}; look at it with: slicemill report {out}");
+    tell_failed(counts, out)
+}
+
+/// The last lines of a retry, and its exit code.
+fn conclude_retry(summary: &RetrySummary, out: &str) -> Exit {
+    if summary.interrupted {
+        tracing::warn!(target: "slicemill", "interrupted: run slicemill retry {out} again to resume");
+        return Exit::Interrupted;
+    }
+    if summary.rows == 0 {
+        tracing::info!(target: "slicemill", "{out} has no such failed rows: nothing to do");
+    } else {
+        let again = &summary.again;
+        tracing::info!(
+            target: "slicemill",
+            "{} failed rows run again in {:.1} s: {} ok now, {} still failed, {} skipped",
+            summary.rows, summary.elapsed.as_secs_f64(), again.ok, again.failed, again.skipped
+        );
+    }
+    tell_failed(&summary.total, out)
+}
+
+fn tell_failed(counts: &Counts, out: &str) -> Exit {
+    if counts.failed == 0 {
+        return Exit::Done;
+    }
+    tracing::warn!(
+        target: "slicemill",
+        "{} rows failed: slicemill sql {out} \"SELECT key, class, message FROM failed\"; after mending them: slicemill retry {out}",
+        counts.failed
+    );
+    Exit::RowsFailed
+}
+
+fn tell_stop(stop: &StopSignal) {
+    if stop.is_draining() {
+        tracing::warn!(target: "slicemill", "stopping at once");
+    } else {
+        tracing::warn!(
+            target: "slicemill",
+            "finishing what is in flight; press Ctrl-C again to stop at once. The same command resumes"
+        );
+    }
+}
+
+/// How backends behave in this run.
+pub fn runtime_of(options: &RunOptions) -> Runtime {
+    Runtime { batch_views: options.batch_views, sequences: options.sequences }
+}
+
+/// Errors of a job with their exit codes.
+pub fn failure_of(error: ExecError) -> Failure {
+    let exit = match &error {
+        ExecError::Job(_) | ExecError::Questions(_) | ExecError::NoInputs(_) => Exit::Usage,
+        ExecError::Different(_) => Exit::DifferentJob,
+        ExecError::Stopped => Exit::Interrupted,
+        _ => Exit::Failed,
+    };
+    Failure { exit, message: error.to_string() }
+}

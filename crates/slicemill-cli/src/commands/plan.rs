@@ -1,0 +1,107 @@
+//! `slicemill plan`: what a job will take, from headers or from sizes alone.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use slicemill_core::{PlanRow, Size, SlicingPolicy};
+use slicemill_exec::{JobDraft, StopSignal};
+
+use crate::args::{Format, PlanArgs};
+use crate::exit::{Exit, Failure};
+use crate::models;
+use crate::printing::Printer;
+
+use super::annotate::{draft_of_file, draft_of_flags, failure_of, run_options, runtime, runtime_of};
+
+/// Plans sizes, inputs or a job file.
+pub fn run(args: &PlanArgs, printer: Printer) -> Result<Exit, Failure> {
+    if let Some(sizes) = &args.sizes {
+        return plan_sizes(args, sizes, printer);
+    }
+    let draft = match &args.job_file {
+        Some(file) => draft_of_file(file, &args.set)?,
+        None => draft_of_flags(crate::document::plan(args))?,
+    };
+    plan_draft(args, &draft, printer)
+}
+
+/// A line of a file of sizes. Further columns are read past.
+#[derive(Deserialize)]
+struct SizeLine {
+    width: u32,
+    height: u32,
+}
+
+fn plan_sizes(args: &PlanArgs, path: &Path, printer: Printer) -> Result<Exit, Failure> {
+    let policy = sizes_policy(args)?;
+    let name = path.display();
+    let wrong = |error: csv::Error| {
+        Failure::usage(format!("{name}: {error}; give a CSV file whose header has the columns width and height"))
+    };
+    let file = File::open(path).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(file);
+    let mut rows = Vec::new();
+    for line in reader.deserialize() {
+        let SizeLine { width, height } = line.map_err(wrong)?;
+        let size = Size::new(width, height);
+        rows.push(PlanRow::new(size, &policy.plan(size)));
+    }
+    match args.format {
+        Some(Format::Json) => printer.json(&rows.iter().map(json_row).collect::<Vec<_>>())?,
+        _ => {
+            let mut text = String::with_capacity(64 * (rows.len() + 1));
+            for line in std::iter::once(PlanRow::CSV_HEADER.to_owned()).chain(rows.iter().map(PlanRow::to_csv_line)) {
+                text.push_str(&line);
+                text.push('\n');
+            }
+            printer.text(&text)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// A policy of its own, without a model: sizes and patches are the policy's unless overridden.
+fn sizes_policy(args: &PlanArgs) -> Result<SlicingPolicy, Failure> {
+    let policy = match &args.job.policy {
+        Some(name) => SlicingPolicy::named(name).ok_or_else(|| {
+            Failure::usage(format!("no policy {name}: there are {}", SlicingPolicy::NAMES.join(", ")))
+        })?,
+        None => {
+            let name = args.job.model.as_deref().unwrap_or("embedded");
+            models::open(name, models::Runtime::default())?.card().policy.clone()
+        }
+    };
+    policy.with_overrides(args.job.side, args.job.patch, args.job.max_slices).map_err(Failure::usage)
+}
+
+fn json_row(row: &PlanRow) -> serde_json::Value {
+    serde_json::json!({
+        "width": row.width, "height": row.height, "num_slices": row.num_slices,
+        "grid_cols": row.grid_cols, "grid_rows": row.grid_rows, "slice_w": row.slice_w, "slice_h": row.slice_h,
+        "overview_w": row.overview_w, "overview_h": row.overview_h,
+        "error": (!row.error.is_empty()).then_some(&row.error),
+    })
+}
+
+fn plan_draft(args: &PlanArgs, draft: &JobDraft, printer: Printer) -> Result<Exit, Failure> {
+    let options = run_options(&args.run, false)?;
+    let factory = models::open(draft.model_name(), runtime_of(&options))?;
+    let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
+    let summary = runtime()?.block_on(async {
+        let mut summary = slicemill_exec::plan_job(&job, Arc::clone(&factory), options.fetches).await?;
+        if let Some(count) = args.sample {
+            let rate = slicemill_exec::measure_rate(&job, &summary, count, &options, factory, StopSignal::new());
+            summary.measured = Some(rate.await?);
+        }
+        Ok(summary)
+    });
+    let summary = summary.map_err(failure_of)?;
+    match args.format {
+        None | Some(Format::Text) => printer.line(summary.to_text().trim_end())?,
+        Some(Format::Json) => printer.json(&summary)?,
+        Some(Format::Csv) => return Err(Failure::usage("--format csv goes with --sizes; choose text or json")),
+    }
+    Ok(Exit::Done)
+}
