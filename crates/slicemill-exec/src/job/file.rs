@@ -1,0 +1,157 @@
+//! The job as it is written: every key may be missing.
+
+use serde::{Deserialize, Serialize};
+use slicemill_core::{Alpha, OrientationRule, TaskKind, TokenDtype};
+
+/// A job file, or the same said with flags. [`super::JobDraft`] checks it, [`super::Job`] is the result.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobFile {
+    /// What the job produces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskKind>,
+    /// What is read.
+    pub input: InputSection,
+    /// What is written.
+    pub output: OutputSection,
+    /// The model.
+    pub model: ModelSection,
+    /// Slicing policy and overrides.
+    pub slicing: SlicingSection,
+    /// How bytes become pixels.
+    pub image: ImageSection,
+    /// The instruction of a caption job.
+    pub prompt: PromptSection,
+    /// The questions of an ask job.
+    pub questions: QuestionsSection,
+    /// How text is generated.
+    pub generation: GenerationSection,
+    /// Visual tokens of an encode job.
+    pub encode: EncodeSection,
+}
+
+/// `[input]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InputSection {
+    /// Files and folders, paths or URLs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+}
+
+/// `[output]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSection {
+    /// Folder of the output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Further columns, as `+token_ids`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
+    /// Input rows of a chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk_rows: Option<u32>,
+    /// Input rows of a shard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard_rows: Option<u32>,
+}
+
+/// `[model]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSection {
+    /// `embedded` (when missing), `null`, or the path of a checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// `[slicing]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SlicingSection {
+    /// Name of a policy; the model's own when missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Side in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub side: Option<u32>,
+    /// Patch in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<u32>,
+    /// Largest number of slices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_slices: Option<u32>,
+}
+
+/// `[image]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageSection {
+    /// EXIF orientation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orientation: Option<OrientationRule>,
+    /// Alpha channel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<Alpha>,
+    /// Largest accepted width × height.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pixels_max: Option<u64>,
+}
+
+/// `[prompt]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PromptSection {
+    /// The instruction; the model's default when missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// `[questions]`: either `ask` or `file`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuestionsSection {
+    /// Questions asked about every image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ask: Vec<String>,
+    /// Questions by image key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Prompt around a question.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+}
+
+/// `[generation]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerationSection {
+    /// Cap on output tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<u32>,
+    /// 0 is greedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Keep the k most likely tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// Keep the smallest set with probability p.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    /// 1 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f32>,
+    /// Seed of the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+}
+
+/// `[encode]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncodeSection {
+    /// Element type of stored visual tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<TokenDtype>,
+}

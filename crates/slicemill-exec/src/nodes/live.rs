@@ -1,0 +1,160 @@
+//! What is alive behind the nodes of a plan: devices, stores, the ledger. One per process and job.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use datafusion::execution::TaskContext;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use slicemill_core::{Fate, RowOutcome};
+use slicemill_io::{FrozenInputs, InputEntry, Ledger, ObjectFetch, RetryPass};
+use slicemill_pipeline::{Annotator, Fetch, FetchError, Fetched, InputRef, PromptItem};
+
+use crate::questions::{FrozenQuestions, Prompt};
+use crate::run::RunObserver;
+use crate::{ExecError, StopSignal};
+
+use super::{Unit, Work};
+
+/// Which job a node belongs to: plain data that travels with the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRef {
+    /// URL of the output.
+    pub output: String,
+    /// Fingerprint of the job.
+    pub fingerprint: String,
+    /// Number of the retry pass; 0 for the job itself.
+    pub retry: u32,
+}
+
+/// Where the prompts of a row come from.
+#[derive(Debug, Clone)]
+pub enum Prompts {
+    /// Every row has the same ones (none in encode jobs).
+    Same(Arc<[PromptItem]>),
+    /// Frozen questions by key, of all generations.
+    Frozen(Vec<FrozenQuestions>),
+}
+
+impl Prompts {
+    /// The prompts of every entry, in order.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn of(&self, entries: &[InputEntry]) -> Result<Vec<Arc<[PromptItem]>>, ExecError> {
+        match self {
+            Self::Same(prompts) => Ok(vec![Arc::clone(prompts); entries.len()]),
+            Self::Frozen(files) => {
+                let keys: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+                let mut by_key: BTreeMap<String, Vec<Prompt>> = BTreeMap::new();
+                for file in files {
+                    by_key.extend(file.read(&keys).await?);
+                }
+                Ok(entries.iter().map(|entry| items(by_key.get(&entry.key).map_or(&[], Vec::as_slice))).collect())
+            }
+        }
+    }
+}
+
+/// Questions as the pipeline takes them.
+pub(crate) fn items(prompts: &[Prompt]) -> Arc<[PromptItem]> {
+    let item = |prompt: &Prompt| PromptItem {
+        question_id: Some(prompt.question_id),
+        question: prompt.question.clone(),
+        prompt: (prompt.prompt != prompt.question).then(|| prompt.prompt.clone()),
+    };
+    prompts.iter().map(item).collect()
+}
+
+/// What the nodes of a job's plan use. Installed as an extension of the session's configuration.
+pub struct LiveJob {
+    /// The job.
+    pub job: JobRef,
+    /// Devices and the CPU pool.
+    pub annotator: Annotator,
+    /// Reads inputs.
+    pub fetch: ObjectFetch,
+    /// Where chunks and shards are committed: the job's ledger, or that of the retry pass.
+    pub ledger: Ledger,
+    /// The job's ledger.
+    pub job_ledger: Ledger,
+    /// The retry pass, when this is one.
+    pub retry: Option<RetryPass>,
+    /// Frozen inputs by generation.
+    pub inputs: BTreeMap<u32, FrozenInputs>,
+    /// Prompts of rows.
+    pub prompts: Prompts,
+    /// Asked before new work starts.
+    pub stop: StopSignal,
+    /// Told what was committed.
+    pub observer: Arc<dyn RunObserver>,
+}
+
+impl std::fmt::Debug for LiveJob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveJob").field("job", &self.job).finish_non_exhaustive()
+    }
+}
+
+impl LiveJob {
+    /// The live side of `job` in this process.
+    ///
+    /// # Errors
+    /// When none is installed, or that of another job.
+    pub fn of(context: &TaskContext, job: &JobRef) -> Result<Arc<Self>, ExecError> {
+        match context.session_config().get_extension::<Self>() {
+            Some(live) if live.job == *job => Ok(live),
+            Some(live) => Err(ExecError::Incomplete(format!(
+                "this process runs the job in {}, the plan is for the one in {}",
+                live.job.output, job.output
+            ))),
+            None => {
+                Err(ExecError::Incomplete(format!("no job is open in this process for the plan of {}", job.output)))
+            }
+        }
+    }
+
+    /// Annotates the rows of a chunk: one outcome per row, in order. Empty for a unit that finishes a shard.
+    ///
+    /// # Errors
+    /// Those that end the job.
+    pub async fn annotate(&self, unit: &Unit) -> Result<Vec<RowOutcome>, ExecError> {
+        let Work::Chunk { row_first, rows, .. } = unit.work else { return Ok(Vec::new()) };
+        let inputs = self.inputs.get(&unit.generation).ok_or_else(|| {
+            ExecError::Incomplete(format!("generation {} of {} is not open", unit.generation, self.job.output))
+        })?;
+        let entries = inputs.read(row_first..row_first + u64::from(rows)).await?;
+        let prompts = self.prompts.of(&entries).await?;
+        let refs: Vec<InputRef> = entries
+            .into_iter()
+            .zip(prompts)
+            .map(|(entry, prompts)| InputRef {
+                key: entry.key,
+                source: entry.url,
+                bytes: entry.bytes,
+                tag: entry.tag,
+                prompts,
+            })
+            .collect();
+        Ok(self.annotator.annotate_chunk(refs, Arc::new(StoreFetch(self.fetch.clone()))).await?)
+    }
+}
+
+/// [`ObjectFetch`] as the pipeline asks for it.
+struct StoreFetch(ObjectFetch);
+
+impl Fetch for StoreFetch {
+    fn fetch<'a>(&'a self, row: &'a InputRef) -> BoxFuture<'a, Result<Fetched, FetchError>> {
+        async move {
+            let entry =
+                InputEntry { key: row.key.clone(), url: row.source.clone(), bytes: row.bytes, tag: row.tag.clone() };
+            match self.0.read(&entry).await {
+                Ok(bytes) => Ok(Fetched { bytes, attempts: 1 }),
+                Err(error) if error.fate == Fate::Fatal => Err(FetchError::Fatal(error.to_string())),
+                Err(error) => Err(FetchError::Row { error: error.row_error(), attempts: error.attempts }),
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,275 @@
+//! What a job will take, from headers alone: no pixel is decoded and no weight is loaded.
+//!
+//! ```text
+//!  inputs ─▶ first bytes ─▶ header ─▶ plan, costs ─┬─▶ totals: images, tokens, compute, bytes
+//!             (more when the header asks)          └─▶ --sample: N images run in memory ─▶ time
+//! ```
+//!
+//! Tokens and compute come from the same function that the run uses ([`slicemill_pipeline::planned_costs`]), so
+//! planned visual tokens equal the run's, except for images whose damage shows only when their pixels are decoded:
+//! those are planned and then fail.
+
+mod sample;
+mod text;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+use slicemill_core::{TaskKind, TokenDtype};
+use slicemill_io::{FlopSums, InputEntry, ObjectFetch, RetryBudget, Source, Stores};
+use slicemill_pipeline::{AnnotateSpec, BackendFactory, Fault, InputRef, Inspected, PlannedRow, PromptItem, inspect};
+
+use crate::ExecError;
+use crate::freeze::{question_table, source_of};
+use crate::job::Job;
+use crate::nodes::items;
+use crate::run::{annotate_spec, same_prompts};
+
+pub use sample::{MeasuredRate, measure_rate};
+
+/// First bytes that are read of an object. Most headers end within.
+const PREFIX_BYTES: u64 = 64 << 10;
+/// Prefixes that are read before giving up: each is at least twice the last.
+const PREFIXES_MAX: u32 = 16;
+/// Failed images that a summary names.
+const EXAMPLES: usize = 5;
+/// Objects read at once when nothing else is said.
+const FETCHES_DEFAULT: usize = 16;
+
+/// What a job will take.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PlanSummary {
+    /// What the job produces.
+    pub task: String,
+    /// Model.
+    pub model: String,
+    /// Slicing policy.
+    pub policy: String,
+    /// Listed objects that the job takes in.
+    pub inputs: u64,
+    /// Objects without a question, which the job leaves out.
+    pub unasked: u64,
+    /// Images with a plan.
+    pub images: u64,
+    /// Objects that are not images.
+    pub skipped: u64,
+    /// Images that will fail, by class.
+    pub failed: BTreeMap<String, u64>,
+    /// The first few of them: key and reason.
+    pub failed_examples: Vec<String>,
+    /// Images by number of slices (without the overview).
+    pub slices: BTreeMap<u32, u64>,
+    /// Views to encode: slices and overviews.
+    pub views: u64,
+    /// Visual tokens to encode, once per image.
+    pub visual_tokens: u64,
+    /// Content rows: one per image, or one per image and question.
+    pub content_rows: u64,
+    /// Sum of column `visual_tokens`; more than `visual_tokens` when images have several questions.
+    pub visual_tokens_in_rows: u64,
+    /// Sum of column `prompt_tokens`.
+    pub prompt_tokens: u64,
+    /// Output tokens when every row reaches the cap.
+    pub output_tokens_max: u64,
+    /// Compute by stage when every row reaches the cap.
+    pub flops_max: FlopSums,
+    /// Bytes of the inputs.
+    pub input_bytes: u64,
+    /// Bytes of the output, see [`OUTPUT_BYTES_FORMULA`].
+    pub output_bytes_estimate: u64,
+    /// How `output_bytes_estimate` is made.
+    pub output_bytes_formula: String,
+    /// The rate on this machine and the time it gives, when it was measured.
+    pub measured: Option<MeasuredRate>,
+}
+
+/// The estimate of output bytes for captions and answers. Measured constants: a Parquet row of short values compresses
+/// to about 120 bytes (half of it the image's hash, which does not compress), an output token at the cap to 3.
+pub const OUTPUT_BYTES_FORMULA: &str = "120 per content row + key and URL / 4 + 3 per output token at the cap";
+/// The estimate of output bytes for visual tokens, which hardly compress.
+pub const TOKEN_BYTES_FORMULA: &str = "visual tokens x width x bytes per value + 120 per row + key and URL / 4";
+
+impl PlanSummary {
+    /// For people.
+    pub fn to_text(&self) -> String {
+        text::render(self)
+    }
+}
+
+/// Plans `job` from the headers of its inputs. `fetches` objects are read at once.
+///
+/// # Errors
+/// Those of inputs and questions, and when the model cannot count prompt tokens. An image that cannot be planned is
+/// counted as failed.
+pub async fn plan_job(
+    job: &Job,
+    factory: Arc<dyn BackendFactory>,
+    fetches: Option<usize>,
+) -> Result<PlanSummary, ExecError> {
+    let source = source_of(job, None)?;
+    plan_source(job, &source, factory, fetches).await
+}
+
+/// [`plan_job`] over any source.
+///
+/// # Errors
+/// As [`plan_job`].
+pub async fn plan_source(
+    job: &Job,
+    source: &dyn Source,
+    factory: Arc<dyn BackendFactory>,
+    fetches: Option<usize>,
+) -> Result<PlanSummary, ExecError> {
+    let planner = Arc::new(Planner::new(job, source, factory).await?);
+    let mut summary = PlanSummary {
+        task: job.task.as_str().to_owned(),
+        model: job.model.clone(),
+        policy: job.policy.name.clone(),
+        output_bytes_formula: match job.task {
+            TaskKind::Encode => TOKEN_BYTES_FORMULA,
+            TaskKind::Caption | TaskKind::Ask => OUTPUT_BYTES_FORMULA,
+        }
+        .to_owned(),
+        ..PlanSummary::default()
+    };
+    let planned = source.list().map_err(ExecError::from).map_ok(|entry| {
+        let planner = Arc::clone(&planner);
+        async move { planner.plan(entry).await }
+    });
+    let mut planned = std::pin::pin!(planned.try_buffered(fetches.unwrap_or(FETCHES_DEFAULT).max(1)));
+    while let Some(row) = planned.try_next().await? {
+        planner.add(&mut summary, &row);
+    }
+    if summary.inputs == 0 {
+        return Err(ExecError::NoInputs(job.inputs.join(", ")));
+    }
+    Ok(summary)
+}
+
+/// What became of one listed object.
+struct PlannedInput {
+    entry: InputEntry,
+    fate: InputFate,
+}
+
+enum InputFate {
+    Planned(Box<PlannedRow>),
+    Skipped,
+    Failed(slicemill_core::RowError),
+    Unasked,
+}
+
+struct Planner {
+    spec: AnnotateSpec,
+    fetch: ObjectFetch,
+    factory: Arc<dyn BackendFactory>,
+    same: Option<Arc<[PromptItem]>>,
+    by_key: HashMap<String, Arc<[PromptItem]>>,
+    token_bytes: u64,
+}
+
+impl Planner {
+    async fn new(job: &Job, source: &dyn Source, factory: Arc<dyn BackendFactory>) -> Result<Self, ExecError> {
+        let by_key = match question_table(job, source).await? {
+            Some(table) => table.iter().map(|(key, prompts)| (key.to_owned(), items(prompts))).collect(),
+            None => HashMap::new(),
+        };
+        let value_bytes = match job.dtype {
+            None => 0,
+            Some(TokenDtype::F16) => 2,
+            Some(TokenDtype::F32) => 4,
+        };
+        Ok(Self {
+            spec: annotate_spec(job),
+            fetch: ObjectFetch::new(Stores::new(), RetryBudget::default()),
+            token_bytes: value_bytes * u64::from(factory.card().width),
+            factory,
+            same: same_prompts(job)?,
+            by_key,
+        })
+    }
+
+    async fn plan(&self, entry: InputEntry) -> Result<PlannedInput, ExecError> {
+        let prompts = match &self.same {
+            Some(same) => Arc::clone(same),
+            None => match self.by_key.get(&entry.key) {
+                Some(prompts) => Arc::clone(prompts),
+                None => return Ok(PlannedInput { entry, fate: InputFate::Unasked }),
+            },
+        };
+        let row = InputRef {
+            key: entry.key.clone(),
+            source: entry.url.clone(),
+            bytes: entry.bytes,
+            tag: entry.tag.clone(),
+            prompts,
+        };
+        let fate = self.look(&entry, &row).await?;
+        Ok(PlannedInput { entry, fate })
+    }
+
+    /// Reads as much of the object as its header needs.
+    async fn look(&self, entry: &InputEntry, row: &InputRef) -> Result<InputFate, ExecError> {
+        let mut wanted = PREFIX_BYTES;
+        for _ in 0..PREFIXES_MAX {
+            let prefix = match self.fetch.read_prefix(entry, wanted).await {
+                Ok(prefix) => prefix,
+                Err(error) => return Ok(InputFate::Failed(error.row_error())),
+            };
+            match inspect(&prefix, entry.bytes, row, &self.spec, self.factory.as_ref()) {
+                Ok(Inspected::Planned { row, .. }) => return Ok(InputFate::Planned(Box::new(row))),
+                Ok(Inspected::Skipped(_)) => return Ok(InputFate::Skipped),
+                Ok(Inspected::NeedMore { bytes }) => wanted = bytes.max(wanted.saturating_mul(2)),
+                Err(Fault::Row(error)) => return Ok(InputFate::Failed(error)),
+                Err(Fault::Fatal(message)) => return Err(slicemill_pipeline::PipelineError::Fatal(message).into()),
+            }
+        }
+        Ok(InputFate::Failed(slicemill_core::RowError::new(
+            slicemill_core::ErrorClass::BadHeader,
+            slicemill_core::Stage::Header,
+            format!("the header of {} does not end", entry.url),
+        )))
+    }
+
+    fn add(&self, summary: &mut PlanSummary, planned: &PlannedInput) {
+        if matches!(planned.fate, InputFate::Unasked) {
+            summary.unasked += 1;
+            return;
+        }
+        summary.inputs += 1;
+        summary.input_bytes += planned.entry.bytes;
+        match &planned.fate {
+            InputFate::Unasked => {}
+            InputFate::Skipped => summary.skipped += 1,
+            InputFate::Failed(error) => {
+                *summary.failed.entry(error.class.as_str().to_owned()).or_default() += 1;
+                if summary.failed_examples.len() < EXAMPLES {
+                    summary.failed_examples.push(format!("{}: {error}", planned.entry.key));
+                }
+            }
+            InputFate::Planned(row) => self.add_image(summary, &planned.entry, row),
+        }
+    }
+
+    fn add_image(&self, summary: &mut PlanSummary, entry: &InputEntry, row: &PlannedRow) {
+        let encodes = self.spec.task == TaskKind::Encode;
+        let rows = if encodes { 1 } else { row.prompt_tokens.len() as u64 };
+        let tokens = u64::from(row.visual_tokens);
+        let cap = u64::from(self.spec.generation.max_new_tokens);
+        let room = |prompt: &u32| u64::from(self.factory.card().context_tokens_max.saturating_sub(*prompt));
+        let output: u64 = row.prompt_tokens.iter().map(|prompt| cap.min(room(prompt))).sum();
+        summary.images += 1;
+        *summary.slices.entry(row.plan.slices()).or_default() += 1;
+        summary.views += u64::from(row.plan.view_count());
+        summary.visual_tokens += tokens;
+        summary.content_rows += rows;
+        summary.visual_tokens_in_rows += tokens * rows;
+        summary.prompt_tokens += row.prompt_tokens.iter().map(|tokens| u64::from(*tokens)).sum::<u64>();
+        summary.output_tokens_max += output;
+        summary.flops_max.add_row(&row.flops_max);
+        let names = (entry.key.len() + entry.url.len()) as u64 / 4;
+        summary.output_bytes_estimate += rows * (120 + names) + 3 * output + tokens * self.token_bytes;
+    }
+}

@@ -1,0 +1,1 @@
+//! Whole jobs in temporary folders.
