@@ -169,9 +169,11 @@ impl Annotator {
     async fn read_window(&self, chunk: &Chunk, window: Range<usize>) -> Result<Vec<ReadRow>, PipelineError> {
         let concurrency = self.job.limits.fetch_concurrency as usize;
         // Bytes are granted in input order; the reads that have theirs run at the same time.
-        let granted = stream::iter(window).then(async |index| {
-            let grant = chunk.compressed.acquire(chunk.rows[index].bytes).await;
-            (index, grant)
+        let listed: Vec<_> = window.map(|index| (index, chunk.rows[index].bytes)).collect();
+        let budget = chunk.compressed.clone();
+        let granted = stream::iter(listed).then(move |(index, bytes)| {
+            let budget = budget.clone();
+            async move { (index, budget.acquire(bytes).await) }
         });
         let reads = granted.map(|(index, grant)| self.read_row(chunk, index, grant)).buffer_unordered(concurrency);
         let mut rows: Vec<ReadRow> = reads.try_filter_map(future::ok).try_collect().await?;
@@ -256,11 +258,15 @@ impl Annotator {
         windows: mpsc::Receiver<Vec<ReadRow>>,
         out: mpsc::UnboundedSender<PreparedBatch>,
     ) -> Result<(), PipelineError> {
-        let windows = stream::unfold(windows, async |mut windows| Some((windows.recv().await?, windows)));
+        let windows = stream::unfold(windows, |mut windows| async move { Some((windows.recv().await?, windows)) });
         let batches = windows.flat_map(|rows| stream::iter(batches_of(rows, self.batch_limits)));
-        let granted = batches.zip(stream::iter(0_u32..)).then(async |(batch, id)| {
-            let grant = chunk.prepared.acquire(batch.shape.bytes).await;
-            (id, batch, grant)
+        let budget = chunk.prepared.clone();
+        let granted = batches.zip(stream::iter(0_u32..)).then(move |(batch, id)| {
+            let budget = budget.clone();
+            async move {
+                let grant = budget.acquire(batch.shape.bytes).await;
+                (id, batch, grant)
+            }
         });
         // Batches of one image each still keep every thread of the pool busy.
         let ahead = self.host.threads().saturating_mul(2).max(2);
