@@ -44,6 +44,7 @@ pub use ledger::{
 };
 pub use lock::OutputLock;
 pub use parquet_file::{ParquetEncoder, RowGroupLimits, read_parquet, write_parquet};
+pub use parquet_object::ParquetObject;
 pub use read::{DatasetReader, dataset_parts};
 pub use retry::RetryBudget;
 pub use rows::{

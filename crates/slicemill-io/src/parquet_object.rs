@@ -17,19 +17,20 @@ use crate::{IoError, OutputStore};
 
 /// An [`AsyncFileReader`] whose reads are retried like all others of the output.
 #[derive(Debug, Clone)]
-pub(crate) struct ParquetObject {
+pub struct ParquetObject {
     output: OutputStore,
     name: Arc<str>,
     bytes: u64,
 }
 
 impl ParquetObject {
-    pub(crate) fn new(output: OutputStore, meta: &ObjectMeta) -> Self {
+    /// Reads the object of `meta`, which is in `output`.
+    pub fn new(output: OutputStore, meta: &ObjectMeta) -> Self {
         Self { output, name: meta.location.as_ref().into(), bytes: meta.size }
     }
 
     /// What a Parquet error says about this file: the store's own error, or that the file is damaged.
-    pub(crate) fn error(&self, error: ParquetError) -> IoError {
+    pub fn error(&self, error: ParquetError) -> IoError {
         match error {
             ParquetError::External(source) => match source.downcast::<IoError>() {
                 Ok(error) => *error,

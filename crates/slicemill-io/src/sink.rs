@@ -84,7 +84,7 @@ impl ObjectSink {
             self.put_part(part).await?;
         }
         let there = match existing {
-            Existing::MustBeEqual => self.digest_of_existing().await?,
+            Existing::MustBeEqual => digest_of_existing(&self.output, &self.name).await?,
             Existing::Replace => None,
         };
         let failed = |error| IoError::from_store("write", &self.output.show(&self.name), error);
@@ -97,13 +97,13 @@ impl ObjectSink {
             }
         }
     }
+}
 
-    async fn digest_of_existing(&self) -> Result<Option<String>, IoError> {
-        if !self.output.exists(&self.name).await? {
-            return Ok(None);
-        }
-        digest_of(&self.output, &self.name).await.map(Some)
+async fn digest_of_existing(output: &OutputStore, name: &str) -> Result<Option<String>, IoError> {
+    if !output.exists(name).await? {
+        return Ok(None);
     }
+    digest_of(output, name).await.map(Some)
 }
 
 /// SHA-256 of an object, hex, read with bounded memory.

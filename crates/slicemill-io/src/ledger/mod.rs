@@ -122,7 +122,8 @@ impl Ledger {
             LedgerName::Shard(shard) => Some(*shard),
             LedgerName::Chunk(..) => None,
         });
-        let shards: BTreeMap<u32, ShardEntry> = futures::stream::iter(shards)
+        // Collected, because a borrowing iterator held over an await would keep the future from being sent.
+        let shards: BTreeMap<u32, ShardEntry> = futures::stream::iter(shards.collect::<Vec<_>>())
             .map(|shard| async move { Ok((shard, self.read_json(&self.layout.shard_entry(shard)).await?)) })
             .buffered(READS_IN_FLIGHT)
             .try_collect()
