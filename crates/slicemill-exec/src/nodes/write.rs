@@ -168,7 +168,7 @@ impl Writer {
         }
     }
 
-    async fn commit(&self, open: OpenChunk) -> Result<(), ExecError> {
+    async fn commit(&mut self, open: OpenChunk) -> Result<(), ExecError> {
         let counts = open.stager.counts();
         if !counts.conserved() || counts.inputs != u64::from(open.rows) {
             return Err(ExecError::NotConserved(format!(
@@ -186,7 +186,7 @@ impl Writer {
     }
 
     /// Assembles the shard. When the run drains, chunks may be missing on purpose; a later run finishes the shard.
-    async fn finish_shard(&self, shard: u32, chunks: u32) -> Result<(), ExecError> {
+    async fn finish_shard(&mut self, shard: u32, chunks: u32) -> Result<(), ExecError> {
         if let Some(open) = &self.open {
             return Err(lost_rows(open, &format!("the end of shard {shard}")));
         }
@@ -203,7 +203,7 @@ impl Writer {
         self.emit(Record { shard, chunk: None, counts: entry.counts }).await
     }
 
-    async fn emit(&self, record: Record) -> Result<(), ExecError> {
+    async fn emit(&mut self, record: Record) -> Result<(), ExecError> {
         // Nobody listens any more when the stream was dropped; what is committed stays.
         let _ = self.records.send(record.batch()).await;
         Ok(())

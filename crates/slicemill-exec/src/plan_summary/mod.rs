@@ -15,7 +15,7 @@ mod text;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{TaskKind, TokenDtype};
 use slicemill_io::{FlopSums, InputEntry, ObjectFetch, RetryBudget, Source, Stores};

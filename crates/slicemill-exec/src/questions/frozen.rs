@@ -8,10 +8,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt32Type};
 use futures::TryStreamExt;
 use parquet::arrow::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::arrow::async_reader::ParquetObjectReader;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use slicemill_io::{OutputStore, ParquetEncoder, RowGroupLimits};
+use slicemill_io::{OutputStore, ParquetEncoder, ParquetObject, RowGroupLimits};
 
 use super::{Prompt, QuestionTable};
 use crate::ExecError;
@@ -94,8 +93,7 @@ fn schema() -> SchemaRef {
 /// A frozen set of questions. Cheap to clone; in memory are only the limits of its row groups.
 #[derive(Debug, Clone)]
 pub struct FrozenQuestions {
-    output: OutputStore,
-    object: object_store::ObjectMeta,
+    file: ParquetObject,
     metadata: ArrowReaderMetadata,
     digest: QuestionsDigest,
 }
@@ -140,16 +138,16 @@ impl FrozenQuestions {
         let name = Self::name(generation);
         let corrupt = |message: String| ExecError::Corrupt { name: name.clone(), message };
         let object = output.head(&name).await?.ok_or_else(|| corrupt("it is not there".to_owned()))?;
-        let mut reader = reader(output, &object);
-        let metadata = ArrowReaderMetadata::load_async(&mut reader, ArrowReaderOptions::new())
+        let file = ParquetObject::new(output.clone(), &object);
+        let metadata = ArrowReaderMetadata::load_async(&mut file.clone(), ArrowReaderOptions::new())
             .await
-            .map_err(|error| corrupt(error.to_string()))?;
+            .map_err(|error| file.error(error))?;
         let pairs = metadata.metadata().file_metadata().key_value_metadata();
         let text = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == DIGEST_KEY)?.value.clone());
         let digest = text
             .and_then(|text| serde_json::from_str(&text).ok())
             .ok_or_else(|| corrupt("its digest is missing".to_owned()))?;
-        Ok(Self { output: output.clone(), object, metadata, digest })
+        Ok(Self { file, metadata, digest })
     }
 
     /// What is asked.
@@ -168,16 +166,11 @@ impl FrozenQuestions {
         if groups.is_empty() {
             return Ok(prompts);
         }
-        let corrupt = |error: parquet::errors::ParquetError| ExecError::Corrupt {
-            name: self.object.location.to_string(),
-            message: error.to_string(),
-        };
-        let reader = reader(&self.output, &self.object);
-        let mut batches = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, self.metadata.clone())
+        let mut batches = ParquetRecordBatchStreamBuilder::new_with_metadata(self.file.clone(), self.metadata.clone())
             .with_row_groups(groups)
             .build()
-            .map_err(corrupt)?;
-        while let Some(batch) = batches.try_next().await.map_err(corrupt)? {
+            .map_err(|error| self.file.error(error))?;
+        while let Some(batch) = batches.try_next().await.map_err(|error| self.file.error(error))? {
             collect(&batch, keys, &mut prompts);
         }
         Ok(prompts)
@@ -195,10 +188,6 @@ impl FrozenQuestions {
         });
         meets.map(|(number, _)| number).collect()
     }
-}
-
-fn reader(output: &OutputStore, object: &object_store::ObjectMeta) -> ParquetObjectReader {
-    ParquetObjectReader::new(Arc::clone(output.object_store()), object.location.clone()).with_file_size(object.size)
 }
 
 fn batch(rows: &[(&str, &Prompt)]) -> Result<RecordBatch, ExecError> {

@@ -1,14 +1,12 @@
 //! Files of the output: there, no others, the bytes and the schema that were committed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::arrow::async_reader::ParquetObjectReader;
 use sha2::{Digest, Sha256};
-use slicemill_io::{Dataset, FileRecord, Ledger, OutputStore, dataset_parts, schema_sha256};
+use slicemill_io::{Dataset, FileRecord, Ledger, OutputStore, ParquetObject, dataset_parts, schema_sha256};
 
 use crate::ExecError;
 use crate::freeze::FrozenJob;
@@ -80,9 +78,8 @@ async fn check_schema(
     let Some(dataset) = file.name.split('/').next().and_then(Dataset::parse) else {
         return schemas.wrong(|| format!("{} belongs to no dataset", file.name));
     };
-    let reader = ParquetObjectReader::new(Arc::clone(output.object_store()), object.location.clone());
-    let metadata =
-        ArrowReaderMetadata::load_async(&mut reader.with_file_size(object.size), ArrowReaderOptions::new()).await;
+    let mut reader = ParquetObject::new(output.clone(), object);
+    let metadata = ArrowReaderMetadata::load_async(&mut reader, ArrowReaderOptions::new()).await;
     let metadata = match metadata {
         Ok(metadata) => metadata,
         Err(error) => return schemas.wrong(|| format!("{} is not Parquet: {error}", file.name)),
