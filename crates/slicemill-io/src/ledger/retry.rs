@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use arrow::array::AsArray as _;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -16,8 +17,8 @@ use super::{Counts, FileRecord, Ledger, RetryPass, Success, json};
 use crate::schema::hex;
 use crate::sink::digest_of;
 use crate::{
-    Dataset, InputEntry, IoError, IoErrorKind, ParquetEncoder, RowGroupLimits, arrow_schema, failed_batch, failed_rows,
-    read_parquet,
+    Dataset, DatasetReader, InputEntry, IoError, IoErrorKind, ParquetEncoder, RowGroupLimits, arrow_schema,
+    failed_batch, failed_rows, read_parquet,
 };
 
 /// What a retry pass makes of `failed/`.
@@ -55,7 +56,8 @@ impl Ledger {
     }
 
     /// Begins the next retry pass over these inputs (rows of `failed/`, described anew) and takes `_SUCCESS` away.
-    /// `None` when there are none. The job must be complete, and the pass before finished.
+    /// `None` when there are none. The job must be complete, and the pass before finished. An input that is not a row
+    /// of `failed/`, or comes twice, is an error before anything is changed.
     pub async fn begin_retry(
         &self,
         entries: BoxStream<'static, Result<InputEntry, IoError>>,
@@ -69,9 +71,31 @@ impl Ledger {
         }
         let number = self.retries().await?.len();
         let number = u32::try_from(number).unwrap_or(u32::MAX).saturating_add(1);
+        let mut failed = self.failed_keys().await?;
+        let known = entries.map(move |entry| {
+            let entry = entry?;
+            if failed.remove(&entry.key) {
+                return Ok(entry);
+            }
+            let message = format!("'{}' cannot be retried: it is not a row of failed/, or was given twice", entry.key);
+            Err(IoError::fatal(IoErrorKind::Invalid, message))
+        });
         let ledger = Self { layout: Layout::retry(number), ..self.clone() };
-        let generation = ledger.freeze(entries.boxed(), chunk_rows, shard_chunks).await?;
+        let generation = ledger.freeze(known.boxed(), chunk_rows, shard_chunks).await?;
         Ok(Some(RetryPass { number, generation, done: false }))
+    }
+
+    /// The keys of all rows of `failed/`.
+    async fn failed_keys(&self) -> Result<HashSet<String>, IoError> {
+        let reader = DatasetReader::new(self.output.clone(), Dataset::Failed).with_columns(&["key"]);
+        let mut batches = reader.stream();
+        let mut keys = HashSet::new();
+        while let Some(batch) = batches.try_next().await? {
+            if let Some(column) = batch.column_by_name("key").and_then(|column| column.as_string_opt::<i32>()) {
+                keys.extend(column.iter().flatten().map(str::to_owned));
+            }
+        }
+        Ok(keys)
     }
 
     /// The ledger of a retry pass: its inputs, chunks and shards are used through it like a job's. What concerns the

@@ -1,0 +1,168 @@
+//! The job is stopped before and after every single change to the store, and goes on.
+
+use object_store::local::LocalFileSystem;
+use proptest::prelude::*;
+
+use super::*;
+use crate::Location;
+use crate::fault::{Fault, FaultStore};
+
+const RETRIED: Job = Job { rows: [23, 9], chunk_rows: 4, shard_chunks: 2, retries: 2 };
+
+async fn undisturbed(job: Job, part_bytes: usize) -> BTreeMap<String, Bytes> {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let ledger = Ledger { part_bytes, ..ledger_on(Arc::clone(&store)) };
+    job.run(&ledger, 0).await.unwrap();
+    check_sound(&ledger, job).await;
+    contents(&store).await
+}
+
+/// Runs with a fault at every change in turn, then again without. Returns the number of changes of a whole run.
+async fn check_every_change(job: Job, fault: Fault, part_bytes: usize) -> u64 {
+    let expected = undisturbed(job, part_bytes).await;
+    for nth in 0.. {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let faulty = FaultStore::new(Arc::clone(&store), nth, fault);
+        let ledger = Ledger { part_bytes, ..ledger_on(Arc::new(faulty.clone())) };
+        let run = job.run(&ledger, 1).await;
+        if !faulty.fired() {
+            run.unwrap();
+            assert_eq!(faulty.changes(), nth);
+            return nth;
+        }
+        assert!(run.is_err(), "{fault:?} at change {nth} was not noticed");
+        let ledger = Ledger { part_bytes, ..ledger_on(Arc::clone(&store)) };
+        job.run(&ledger, 2).await.unwrap_or_else(|error| panic!("{fault:?} at change {nth}: {error}"));
+        check_sound(&ledger, job).await;
+        assert_same(&contents(&store).await, &expected, &format!("{fault:?} at change {nth}"));
+    }
+    unreachable!("a run ends")
+}
+
+fn assert_same(now: &BTreeMap<String, Bytes>, expected: &BTreeMap<String, Bytes>, what: &str) {
+    let names = |contents: &BTreeMap<String, Bytes>| contents.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(now), names(expected), "{what}");
+    for (name, bytes) in now {
+        assert!(*bytes == expected[name], "{what}: {name} differs");
+    }
+}
+
+#[tokio::test]
+async fn a_kill_before_any_change_loses_nothing() {
+    let changes = check_every_change(RETRIED, Fault::KillBefore, PART_BYTES).await;
+    assert!(changes > 100, "only {changes} changes");
+}
+
+#[tokio::test]
+async fn a_kill_after_any_change_loses_nothing() {
+    check_every_change(RETRIED, Fault::KillAfter, PART_BYTES).await;
+}
+
+#[tokio::test]
+async fn a_refused_change_stops_the_run_and_loses_nothing() {
+    check_every_change(RETRIED, Fault::Refuse, PART_BYTES).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_stops_the_run_and_doubles_nothing() {
+    check_every_change(RETRIED, Fault::LoseAnswer, PART_BYTES).await;
+}
+
+#[tokio::test]
+async fn files_in_many_parts_are_as_safe() {
+    let small = check_every_change(JOB, Fault::KillBefore, PART_BYTES).await;
+    let parts = check_every_change(JOB, Fault::KillBefore, 300).await;
+    assert!(parts > small, "no file was written in parts");
+    check_every_change(JOB, Fault::KillAfter, 300).await;
+    assert_same(&undisturbed(JOB, 300).await, &undisturbed(JOB, PART_BYTES).await, "in parts");
+}
+
+#[tokio::test]
+async fn passing_errors_are_survived_within_one_run() {
+    let expected = undisturbed(JOB, PART_BYTES).await;
+    for fault in [Fault::Refuse, Fault::LoseAnswer] {
+        for nth in 0.. {
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let faulty = FaultStore::new(Arc::clone(&store), nth, fault);
+            let mut ledger = ledger_on(Arc::new(faulty.clone()));
+            let budget = RetryBudget { pause_first: std::time::Duration::from_micros(1), ..RetryBudget::default() };
+            ledger.output = ledger.output.with_budget(budget);
+            JOB.run(&ledger, 1).await.unwrap_or_else(|error| panic!("{fault:?} at change {nth}: {error}"));
+            if !faulty.fired() {
+                break;
+            }
+            assert_same(&contents(&store).await, &expected, &format!("{fault:?} at change {nth}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_folder_is_as_safe_as_a_store() {
+    let expected = undisturbed(JOB, PART_BYTES).await;
+    for fault in [Fault::KillBefore, Fault::KillAfter] {
+        for nth in 0.. {
+            let folder = tempfile::tempdir().unwrap();
+            let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+            let output = OutputStore::create(&Location::parse(folder.path()).unwrap()).unwrap();
+            let faulty = FaultStore::new(Arc::clone(&store), nth, fault);
+            let output = output.with_budget(RetryBudget::ONCE).map_store(|_| Arc::new(faulty.clone()));
+            let run = JOB.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 1).await;
+            if !faulty.fired() {
+                run.unwrap();
+                break;
+            }
+            run.unwrap_err();
+            // What a kill in the middle of a local write leaves behind.
+            std::fs::create_dir_all(folder.path().join("captions")).unwrap();
+            std::fs::write(folder.path().join("captions/part-00000.parquet#1"), "half").unwrap();
+            let output = OutputStore::create(&Location::parse(folder.path()).unwrap()).unwrap();
+            JOB.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 2).await.unwrap();
+            assert!(!folder.path().join("captions/part-00000.parquet#1").exists());
+            assert_same(&contents(&store).await, &expected, &format!("{fault:?} at change {nth}"));
+        }
+    }
+}
+
+fn any_fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![Just(Fault::KillBefore), Just(Fault::KillAfter), Just(Fault::Refuse), Just(Fault::LoseAnswer)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// Any job, killed any number of times at any changes, ends in the content of an undisturbed run; and the final
+    /// files do not depend on chunks, only on shards.
+    #[test]
+    fn any_sequence_of_faults_ends_well(
+        rows in (0_u64..40, 0_u64..20),
+        chunk_rows in 1_u32..8,
+        shard_chunks in 1_u32..5,
+        retries in 0_u32..3,
+        faults in proptest::collection::vec((0_u64..80, any_fault()), 0..6),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let job = Job { rows: [rows.0, rows.1], chunk_rows, shard_chunks, retries };
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let mut run = 0;
+            for (nth, fault) in faults {
+                run += 1;
+                let faulty = FaultStore::new(Arc::clone(&store), nth, fault);
+                let answer = job.run(&ledger_on(Arc::new(faulty.clone())), run).await;
+                prop_assert_eq!(answer.is_err(), faulty.fired());
+            }
+            let ledger = ledger_on(Arc::clone(&store));
+            job.run(&ledger, 0).await.unwrap();
+            check_sound(&ledger, job).await;
+            assert_same(&contents(&store).await, &undisturbed(job, PART_BYTES).await, "after faults");
+
+            let whole = Job { chunk_rows: chunk_rows * shard_chunks, shard_chunks: 1, ..job };
+            let final_files = |contents: BTreeMap<String, Bytes>| {
+                contents.into_iter().filter(|(name, _)| !name.starts_with("_slicemill")).collect::<BTreeMap<_, _>>()
+            };
+            let (now, other) = (contents(&store).await, undisturbed(whole, PART_BYTES).await);
+            assert_same(&final_files(now), &final_files(other), "other chunks");
+            Ok(())
+        })?;
+    }
+}
