@@ -209,6 +209,7 @@ impl Annotator {
         match looked {
             Ok(Some((mut facts, views))) => {
                 facts.fetch_ms = millis(fetch_time);
+                job.progress.images_planned.fetch_add(1, Relaxed);
                 job.progress.views_planned.fetch_add(views, Relaxed);
                 Ok(Some(ReadRow { facts, bytes, grant }))
             }

@@ -43,6 +43,7 @@ pub struct Progress {
     pub(crate) images_ok: AtomicU64,
     pub(crate) images_failed: AtomicU64,
     pub(crate) images_skipped: AtomicU64,
+    pub(crate) images_planned: AtomicU64,
     pub(crate) views_planned: AtomicU64,
     pub(crate) views_encoded: AtomicU64,
     pub(crate) visual_tokens: AtomicU64,
@@ -73,6 +74,7 @@ impl Progress {
             images_ok: self.images_ok.load(Relaxed),
             images_failed: self.images_failed.load(Relaxed),
             images_skipped: self.images_skipped.load(Relaxed),
+            images_planned: self.images_planned.load(Relaxed),
             views_planned: self.views_planned.load(Relaxed),
             views_encoded: self.views_encoded.load(Relaxed),
             visual_tokens: self.visual_tokens.load(Relaxed),
@@ -98,6 +100,8 @@ pub struct ProgressSnapshot {
     pub images_failed: u64,
     /// Objects that are not images.
     pub images_skipped: u64,
+    /// Images whose plan is known.
+    pub images_planned: u64,
     /// Views (slices and overviews) of images whose plan is known.
     pub views_planned: u64,
     /// Views encoded.
@@ -137,6 +141,7 @@ impl ProgressSnapshot {
             images_ok: self.images_ok.saturating_sub(earlier.images_ok),
             images_failed: self.images_failed.saturating_sub(earlier.images_failed),
             images_skipped: self.images_skipped.saturating_sub(earlier.images_skipped),
+            images_planned: self.images_planned.saturating_sub(earlier.images_planned),
             views_planned: self.views_planned.saturating_sub(earlier.views_planned),
             views_encoded: self.views_encoded.saturating_sub(earlier.views_encoded),
             visual_tokens: self.visual_tokens.saturating_sub(earlier.visual_tokens),

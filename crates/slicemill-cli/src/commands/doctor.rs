@@ -82,7 +82,8 @@ fn describe_square(factory: &dyn BackendFactory, device: DeviceId) -> Result<Gen
     let size = Size::new(side, side);
     let picture = RgbImage::from_raw(size, pixels).ok_or_else(|| Failure::failed("the picture has the wrong size"))?;
     let plan = Arc::new(card.policy.plan(size).map_err(Failure::failed)?);
-    let views = slicemill_image::cut_views(&picture, &plan, &card.normalisation).map_err(Failure::failed)?;
+    let views = slicemill_image::cut_views(&picture, &plan, slicemill_image::pad_colour(&card.normalisation))
+        .map_err(Failure::failed)?;
     let views = views.iter().map(|view| slicemill_image::normalise(view, card.policy.patch, &card.normalisation));
     let image = PreparedImage { plan, views: views.collect() };
     let mut backend = factory.open(device).map_err(Failure::failed)?;
