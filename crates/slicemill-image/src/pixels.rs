@@ -35,11 +35,6 @@ impl RgbImage {
         &self.data
     }
 
-    /// The pixels, to be changed in place.
-    pub(crate) fn as_bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.data
-    }
-
     /// The pixels, by value.
     pub fn into_bytes(self) -> Vec<u8> {
         self.data

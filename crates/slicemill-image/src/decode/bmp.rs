@@ -13,7 +13,11 @@ pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     let decoder = BmpDecoder::new(Cursor::new(bytes)).map_err(fault)?;
     let (width, height) = decoder.dimensions();
     check_same_size(Size::new(width, height), stored)?;
-    check_length(bytes, stored)?;
+    let fields = Fields::read(bytes);
+    fields.check_length(bytes, stored)?;
+    if fields.depth == 16 {
+        return fields.decode_16_bits(bytes, stored);
+    }
     let layout = match decoder.color_type() {
         ColorType::L8 => Layout::Gray,
         ColorType::Rgb8 => Layout::Rgb,
@@ -25,17 +29,77 @@ pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     Ok(Decoded { size: stored, layout, data })
 }
 
-/// Rows that are not compressed must all be there before a buffer is taken for them.
-fn check_length(bytes: &[u8], stored: Size) -> Result<(), Fault> {
-    let field = |at: usize| bytes.get(at..at + 2).map_or(0, |field| u16::from_le_bytes([field[0], field[1]]));
-    let core_header = field(14) == 12;
-    let (depth, compression) = if core_header { (field(24), 0) } else { (field(28), field(30)) };
-    let row_bytes = (u64::from(stored.width) * u64::from(depth)).div_ceil(32) * 4;
-    let (need, have) = (row_bytes * u64::from(stored.height), bytes.len() as u64);
-    if matches!(compression, 0 | 3) && need > have {
-        return Err(Fault::truncated(format!("{have} bytes, where the pixels alone need {need}")));
+/// Fields of the headers.
+struct Fields {
+    data_at: usize,
+    top_down: bool,
+    depth: u64,
+    compression: u32,
+}
+
+impl Fields {
+    fn read(bytes: &[u8]) -> Self {
+        let u32_at = |at: usize| {
+            let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
+            u32::from_le_bytes(field.unwrap_or_default())
+        };
+        let header_bytes = u32_at(14) as usize;
+        let core = header_bytes == 12;
+        Self {
+            data_at: u32_at(10) as usize,
+            top_down: !core && u32_at(22) >> 31 != 0,
+            depth: u64::from(if core { u32_at(24) & 0xFFFF } else { u32_at(28) & 0xFFFF }),
+            compression: if core { 0 } else { u32_at(30) },
+        }
     }
-    Ok(())
+
+    fn row_bytes(&self, stored: Size) -> u64 {
+        (u64::from(stored.width) * self.depth).div_ceil(32) * 4
+    }
+
+    /// Rows that are not compressed must all be there before a buffer is taken for them.
+    fn check_length(&self, bytes: &[u8], stored: Size) -> Result<(), Fault> {
+        let need = self.data_at as u64 + self.row_bytes(stored) * u64::from(stored.height);
+        let have = bytes.len() as u64;
+        // The last row may lack its padding.
+        if matches!(self.compression, 0 | 3) && need > have + 3 {
+            return Err(Fault::truncated(format!("{have} bytes, where {stored} pixels need {need}")));
+        }
+        Ok(())
+    }
+
+    /// 5 bits per colour, or 6 for green. (The `image` crate rounds their stretching to 8 bits; Pillow, like most
+    /// readers, cuts it off.)
+    fn decode_16_bits(&self, bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
+        let mask = |index: usize| {
+            let at = 14 + 40 + index * 4;
+            bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).map_or(0, u32::from_le_bytes)
+        };
+        let green_bits = match (self.compression, [mask(0), mask(1), mask(2)]) {
+            (0, _) | (3, [0x7C00, 0x3E0, 0x1F]) => 5,
+            (3, [0xF800, 0x7E0, 0x1F]) => 6,
+            (3, masks) => return Err(Fault::unsupported(format!("16-bit pixels with the colour masks {masks:x?}"))),
+            _ => return Err(Fault::unsupported("compressed 16-bit pixels")),
+        };
+        let stretched = |value: u16, bits: u32| {
+            let limit = (1u16 << bits) - 1;
+            ((value & limit) * 255 / limit) as u8
+        };
+        let row_bytes = usize::try_from(self.row_bytes(stored)).map_err(|_| Fault::out_of_memory(usize::MAX))?;
+        let width = stored.width as usize;
+        let mut data = zeroed::<u8>(width * stored.height as usize * 3)?;
+        for (y, row) in data.chunks_exact_mut(width * 3).enumerate() {
+            let line = if self.top_down { y } else { stored.height as usize - 1 - y };
+            let source = bytes.get(self.data_at + line * row_bytes..).and_then(|rest| rest.get(..width * 2));
+            let source = source.ok_or_else(|| Fault::truncated("the file ends inside the pixels"))?;
+            for (pixel, &low_high) in row.as_chunks_mut::<3>().0.iter_mut().zip(source.as_chunks::<2>().0) {
+                let value = u16::from_le_bytes(low_high);
+                let (green, red) = (stretched(value >> 5, green_bits), stretched(value >> (5 + green_bits), 5));
+                *pixel = [red, green, stretched(value, 5)];
+            }
+        }
+        Ok(Decoded { size: stored, layout: Layout::Rgb, data })
+    }
 }
 
 fn fault(error: ImageError) -> Fault {

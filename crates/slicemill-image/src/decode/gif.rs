@@ -1,7 +1,7 @@
 //! GIF: the first frame on its canvas.
 //!
 //! As in Pillow, the canvas around the frame has the transparent colour when there is one, otherwise colour 0, and
-//! colours beyond the end of the palette are gray.
+//! colours beyond the end of the palette are black.
 
 use std::io::Cursor;
 
@@ -53,7 +53,7 @@ fn colours(palette: &[u8], transparent: Option<u8>) -> [[u8; 4]; 256] {
     let mut table = [[0; 4]; 256];
     for (index, colour) in (0u8..=255).zip(&mut table) {
         let entry = palette.as_chunks::<3>().0.get(usize::from(index));
-        let [red, green, blue] = entry.copied().unwrap_or([index; 3]);
+        let [red, green, blue] = entry.copied().unwrap_or_default();
         let alpha = if transparent == Some(index) { 0 } else { 255 };
         *colour = [red, green, blue, alpha];
     }

@@ -65,6 +65,7 @@ impl ColourSpace {
             }
             Self::Ycck => {
                 ycbcr(a, b, c, pixels);
+                pixels.iter_mut().flatten().for_each(|sample| *sample = 255 - *sample);
                 ink(pixels, d);
             }
         }

@@ -1,0 +1,90 @@
+//! Every fixture decodes to the pixels that Pillow gives.
+
+use serde_json::Value;
+use slicemill_core::{Alpha, ImageOptions, OrientationRule, Size};
+use slicemill_image::{HeaderRead, decode, read_header, read_header_partial, sniff};
+
+use crate::{images, sha256};
+
+/// WebP's lossy pixels may round differently; they are compared with a tolerance elsewhere.
+fn entries() -> Vec<Value> {
+    let text = std::fs::read_to_string(images().join("images.json")).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    document["images"].as_array().unwrap().clone()
+}
+
+fn size(value: &Value) -> Size {
+    let side = |at: usize| u32::try_from(value[at].as_u64().unwrap()).unwrap();
+    Size::new(side(0), side(1))
+}
+
+#[test]
+fn headers_tell_format_size_orientation_and_alpha() {
+    for entry in entries() {
+        let name = entry["file"].as_str().unwrap();
+        let bytes = std::fs::read(images().join(name)).unwrap();
+        let header =
+            read_header(&bytes, name, &ImageOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(header.format.as_str(), entry["format"].as_str().unwrap(), "{name}");
+        assert_eq!(sniff(&bytes), Some(header.format), "{name}");
+        assert_eq!(header.stored, size(&entry["stored"]), "{name}");
+        assert_eq!(u64::from(header.orientation.exif()), entry["orientation"].as_u64().unwrap(), "{name}");
+        assert_eq!(header.oriented_size(OrientationRule::Apply), size(&entry["size"]), "{name}");
+        assert_eq!(header.has_alpha, entry["has_alpha"].as_bool().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn headers_read_in_pieces_are_the_same() {
+    for entry in entries() {
+        let name = entry["file"].as_str().unwrap();
+        let bytes = std::fs::read(images().join(name)).unwrap();
+        let options = ImageOptions::default();
+        let whole = read_header(&bytes, name, &options).unwrap();
+        let (mut have, mut steps) = (0, 0);
+        let header = loop {
+            match read_header_partial(&bytes[..have], bytes.len() as u64, name, &options).unwrap() {
+                HeaderRead::Done(header) => break header,
+                HeaderRead::NeedMore { bytes: needed } => {
+                    assert!(needed > have as u64 && needed <= bytes.len() as u64, "{name}: {have} → {needed}");
+                    have = usize::try_from(needed).unwrap();
+                    steps += 1;
+                }
+            }
+            assert!(steps < 200, "{name}: too many steps");
+        };
+        assert_eq!(header, whole, "{name}");
+    }
+}
+
+#[test]
+fn pixels_equal_pillow() {
+    let mut wrong = Vec::new();
+    for entry in entries() {
+        let name = entry["file"].as_str().unwrap();
+        let bytes = std::fs::read(images().join(name)).unwrap();
+        for (rule, key) in [(Alpha::White, "white"), (Alpha::Black, "black"), (Alpha::Drop, "drop")] {
+            let options = ImageOptions { alpha: rule, ..ImageOptions::default() };
+            let expected = entry.get(key).or_else(|| entry.get("rgb")).and_then(Value::as_str).unwrap();
+            let image = read_header(&bytes, name, &options).and_then(|header| decode(&bytes, &header, &options));
+            match image {
+                Err(error) => wrong.push(format!("{name}: {error}")),
+                Ok(image) if sha256(image.as_bytes()) != expected => wrong.push(format!("{name}, {key}")),
+                Ok(image) => assert_eq!(image.size(), size(&entry["size"]), "{name}"),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn orientation_can_be_ignored() {
+    let options = ImageOptions { orientation: OrientationRule::Ignore, ..ImageOptions::default() };
+    for number in 1..=8 {
+        let name = format!("exif{number}.jpg");
+        let bytes = std::fs::read(images().join(&name)).unwrap();
+        let header = read_header(&bytes, &name, &options).unwrap();
+        assert_eq!(header.oriented_size(options.orientation), header.stored);
+        assert_eq!(decode(&bytes, &header, &options).unwrap().size(), header.stored);
+    }
+}
