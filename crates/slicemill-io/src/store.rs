@@ -165,7 +165,8 @@ impl OutputStore {
             return Err(invalid(message));
         }
         let store = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|error| IoError::from_store("open", &root.display().to_string(), error))?;
+            .map_err(|error| IoError::from_store("open", &root.display().to_string(), error))?
+            .with_automatic_cleanup(true);
         let url = location.url().as_str().into();
         Ok(Self { store: Arc::new(store), root: Some(root), url, budget: RetryBudget::default() })
     }

@@ -17,7 +17,7 @@ fn entries(numbers: impl IntoIterator<Item = u64>) -> Vec<InputEntry> {
 }
 
 fn listing(entries: &[InputEntry]) -> Listing {
-    futures::stream::iter(entries.to_vec().into_iter().map(Ok)).boxed()
+    futures::stream::iter(entries.iter().cloned().map(Ok).collect::<Vec<_>>()).boxed()
 }
 
 async fn frozen(output: &OutputStore, name: &str, entries: &[InputEntry], chunk_rows: u32) -> FrozenInputs {

@@ -43,11 +43,11 @@ fn outcome(input: &InputEntry, pass: u32, run: u32) -> RowOutcome {
     let (key, source) = (input.key.clone(), input.url.clone());
     let failing = match pass {
         0 => number % 3 == 1,
-        1 => number % 3 == 1 && number % 4 != 0,
+        1 => number % 3 == 1 && !number.is_multiple_of(4),
         _ => number % 3 == 1 && number % 8 == 1,
     };
     if failing {
-        let class = if number % 2 == 0 { ErrorClass::Truncated } else { ErrorClass::ReadFailed };
+        let class = if number.is_multiple_of(2) { ErrorClass::Truncated } else { ErrorClass::ReadFailed };
         let error = RowError::new(class, Stage::Decode, format!("pass {pass}"));
         return RowOutcome::Failed(FailedRow { key, source, error, attempts: 1 });
     }

@@ -21,8 +21,8 @@ fn rows(count: u32) -> Vec<ContentRow> {
         format: ["jpeg", "png"][number as usize % 2].to_owned(),
         width: number * 7919 % 4001,
         visual_tokens: number % 5,
-        text: (number % 3 > 0).then(|| format!("{number} circles")),
-        token_ids: (number % 4 > 0).then(|| (0..number % 9).collect()),
+        text: (!number.is_multiple_of(3)).then(|| format!("{number} circles")),
+        token_ids: (!number.is_multiple_of(4)).then(|| (0..number % 9).collect()),
         tokens: Some((0..number % 5 * 8).map(|value| (value * number) as f32 / 7.0).collect()),
         ..ContentRow::default()
     };

@@ -26,9 +26,9 @@ fn row(number: u32) -> ContentRow {
         flops: Flops { vision: u64::MAX, projector: 1, prefill: 2, decode: 3 },
         question_id: None,
         question: None,
-        text: (number % 2 == 0).then(|| "two \"red\" circles\nand 🟦".to_owned()),
+        text: number.is_multiple_of(2).then(|| "two \"red\" circles\nand 🟦".to_owned()),
         finish_reason: "stop".to_owned(),
-        token_ids: (number % 3 != 0).then(|| vec![1, number, u32::MAX]),
+        token_ids: (!number.is_multiple_of(3)).then(|| vec![1, number, u32::MAX]),
         tokens: None,
     }
 }

@@ -7,7 +7,9 @@ use super::*;
 use crate::Location;
 use crate::fault::{Fault, FaultStore};
 
-const RETRIED: Job = Job { rows: [23, 9], chunk_rows: 4, shard_chunks: 2, retries: 2 };
+/// Two shards of two chunks, a second generation, one retry pass.
+const RETRIED: Job = Job { rows: [10, 4], chunk_rows: 3, shard_chunks: 2, retries: 1 };
+const SMALL: Job = Job { rows: [8, 0], chunk_rows: 3, shard_chunks: 2, retries: 0 };
 
 async fn undisturbed(job: Job, part_bytes: usize) -> BTreeMap<String, Bytes> {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
@@ -50,7 +52,7 @@ fn assert_same(now: &BTreeMap<String, Bytes>, expected: &BTreeMap<String, Bytes>
 #[tokio::test]
 async fn a_kill_before_any_change_loses_nothing() {
     let changes = check_every_change(RETRIED, Fault::KillBefore, PART_BYTES).await;
-    assert!(changes > 100, "only {changes} changes");
+    assert!(changes > 80, "only {changes} changes");
 }
 
 #[tokio::test]
@@ -70,16 +72,16 @@ async fn a_lost_answer_stops_the_run_and_doubles_nothing() {
 
 #[tokio::test]
 async fn files_in_many_parts_are_as_safe() {
-    let small = check_every_change(JOB, Fault::KillBefore, PART_BYTES).await;
-    let parts = check_every_change(JOB, Fault::KillBefore, 300).await;
+    let small = check_every_change(SMALL, Fault::KillBefore, PART_BYTES).await;
+    let parts = check_every_change(SMALL, Fault::KillBefore, 300).await;
     assert!(parts > small, "no file was written in parts");
-    check_every_change(JOB, Fault::KillAfter, 300).await;
-    assert_same(&undisturbed(JOB, 300).await, &undisturbed(JOB, PART_BYTES).await, "in parts");
+    check_every_change(SMALL, Fault::KillAfter, 300).await;
+    assert_same(&undisturbed(SMALL, 300).await, &undisturbed(SMALL, PART_BYTES).await, "in parts");
 }
 
 #[tokio::test]
 async fn passing_errors_are_survived_within_one_run() {
-    let expected = undisturbed(JOB, PART_BYTES).await;
+    let expected = undisturbed(SMALL, PART_BYTES).await;
     for fault in [Fault::Refuse, Fault::LoseAnswer] {
         for nth in 0.. {
             let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
@@ -87,7 +89,7 @@ async fn passing_errors_are_survived_within_one_run() {
             let mut ledger = ledger_on(Arc::new(faulty.clone()));
             let budget = RetryBudget { pause_first: std::time::Duration::from_micros(1), ..RetryBudget::default() };
             ledger.output = ledger.output.with_budget(budget);
-            JOB.run(&ledger, 1).await.unwrap_or_else(|error| panic!("{fault:?} at change {nth}: {error}"));
+            SMALL.run(&ledger, 1).await.unwrap_or_else(|error| panic!("{fault:?} at change {nth}: {error}"));
             if !faulty.fired() {
                 break;
             }
@@ -98,7 +100,7 @@ async fn passing_errors_are_survived_within_one_run() {
 
 #[tokio::test]
 async fn a_folder_is_as_safe_as_a_store() {
-    let expected = undisturbed(JOB, PART_BYTES).await;
+    let expected = undisturbed(SMALL, PART_BYTES).await;
     for fault in [Fault::KillBefore, Fault::KillAfter] {
         for nth in 0.. {
             let folder = tempfile::tempdir().unwrap();
@@ -106,7 +108,7 @@ async fn a_folder_is_as_safe_as_a_store() {
             let output = OutputStore::create(&Location::parse(folder.path()).unwrap()).unwrap();
             let faulty = FaultStore::new(Arc::clone(&store), nth, fault);
             let output = output.with_budget(RetryBudget::ONCE).map_store(|_| Arc::new(faulty.clone()));
-            let run = JOB.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 1).await;
+            let run = SMALL.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 1).await;
             if !faulty.fired() {
                 run.unwrap();
                 break;
@@ -116,7 +118,7 @@ async fn a_folder_is_as_safe_as_a_store() {
             std::fs::create_dir_all(folder.path().join("captions")).unwrap();
             std::fs::write(folder.path().join("captions/part-00000.parquet#1"), "half").unwrap();
             let output = OutputStore::create(&Location::parse(folder.path()).unwrap()).unwrap();
-            JOB.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 2).await.unwrap();
+            SMALL.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 2).await.unwrap();
             assert!(!folder.path().join("captions/part-00000.parquet#1").exists());
             assert_same(&contents(&store).await, &expected, &format!("{fault:?} at change {nth}"));
         }
@@ -128,7 +130,7 @@ fn any_fault() -> impl Strategy<Value = Fault> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     /// Any job, killed any number of times at any changes, ends in the content of an undisturbed run; and the final
     /// files do not depend on chunks, only on shards.

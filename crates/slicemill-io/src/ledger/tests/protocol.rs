@@ -72,7 +72,7 @@ async fn a_chunk_committed_twice_stands_once() {
     // The same content with other timings: the first entry stands.
     let second = ledger.commit_chunk(staged(&ledger, &generation, (0, 0), 2).await).await.unwrap();
     assert_eq!(first, second);
-    assert_eq!(ledger.committed_chunks(0).await.unwrap().into_values().collect::<Vec<_>>(), [first.clone()]);
+    assert_eq!(ledger.committed_chunks(0).await.unwrap(), BTreeMap::from([(0, first.clone())]));
 
     let mut other = ledger.stager(0, 0);
     for input in job_rows(4) {
