@@ -1,0 +1,116 @@
+//! What is planned, reported and queried of an output.
+
+use slicemill_pipeline::fake::FakeOptions;
+
+use super::{Place, cpus, fake, run};
+use crate::{ExecError, Report, StopSignal, measure_rate, plan_job, query_output, read_report};
+
+#[tokio::test]
+async fn planned_tokens_are_the_run_s() {
+    let place = Place::new();
+    // A file that is cut off is planned by its header and fails in the run.
+    std::fs::remove_file(place.input().join("broken/cut.png")).unwrap();
+    for (task, more) in [("caption", ""), ("ask", "questions.ask = ['How many?', 'Where?']\n"), ("encode", "")] {
+        let job = place.job(task, task, more);
+        let planned = plan_job(&job, fake(FakeOptions::default()), Some(3)).await.unwrap();
+        let counts = run(&job).await.unwrap().total;
+        assert_eq!(planned.inputs, counts.inputs);
+        assert_eq!((planned.images, planned.skipped), (counts.ok, counts.skipped));
+        assert_eq!(planned.failed, counts.failed_by_class);
+        assert_eq!(planned.visual_tokens_in_rows, counts.visual_tokens);
+        assert_eq!(planned.content_rows, counts.content_rows);
+        assert_eq!(planned.prompt_tokens, counts.prompt_tokens);
+        assert_eq!(planned.flops_max.vision, counts.flops.vision);
+        assert_eq!(planned.flops_max.projector, counts.flops.projector);
+        assert_eq!(planned.flops_max.prefill, counts.flops.prefill);
+        assert!(planned.flops_max.decode >= counts.flops.decode);
+        let report = read_report(&place.at(task)).await.unwrap();
+        assert_eq!(planned.visual_tokens, report.visual_tokens_encoded);
+        assert_eq!(planned.slices, report.slices);
+        assert_eq!(planned.views, report.timings.views, "every view is in one encode batch");
+    }
+}
+
+#[tokio::test]
+async fn a_sample_gives_a_time() {
+    let place = Place::new();
+    let job = place.job("caption", "out", "");
+    let mut summary = plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+    assert!(summary.to_text().contains("not measured"));
+    let factory = fake(FakeOptions::default());
+    let rate = measure_rate(&job, &summary, 5, &cpus(1), factory, StopSignal::new()).await.unwrap();
+    assert_eq!(rate.rows, 5);
+    assert!(rate.images > 0 && rate.elapsed_s > 0.0 && rate.job_s > 0.0, "{rate:?}");
+    summary.measured = Some(rate);
+    assert!(summary.to_text().contains("measured:"), "{}", summary.to_text());
+    let back: crate::PlanSummary = serde_json::from_str(&serde_json::to_string(&summary).unwrap()).unwrap();
+    assert_eq!(back.visual_tokens, summary.visual_tokens);
+    assert!(!place.path("out").exists(), "a plan writes nothing");
+}
+
+#[tokio::test]
+async fn a_plan_is_a_table_of_figures() {
+    let place = Place::new();
+    let job = place.job("caption", "out", "");
+    let mut summary = plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+    // Names of temporary folders have different lengths, and PNG encoders differ.
+    (summary.output_bytes_estimate, summary.input_bytes) = (5000, 36_952);
+    insta::assert_snapshot!(summary.to_text());
+}
+
+#[tokio::test]
+async fn a_report_says_what_is_there() {
+    let place = Place::new();
+    run(&place.job("ask", "out", "questions.ask = ['How many?', 'Where?']\n")).await.unwrap();
+    let report = read_report(&place.at("out")).await.unwrap();
+    assert!(report.complete);
+    assert_eq!(report.inputs, 13);
+    assert_eq!(report.counts.content_rows, 18);
+    assert_eq!(report.slices.values().sum::<u64>(), 9, "images, not answers");
+    assert_eq!(report.formats.get("png"), Some(&9));
+    assert_eq!(report.finish_reasons.values().sum::<u64>(), 18);
+    assert_eq!(report.failed.get("truncated").unwrap()[0].key, "broken/cut.png");
+    assert_eq!(report.skipped, ["notes.txt"]);
+    assert_eq!(report.timings.images, 9);
+    assert!(report.timings.batch_fill > 0.0 && report.timings.batch_fill <= 1.0);
+    assert_eq!((report.runs.len(), report.runs[0].rows), (1, 13));
+    let back: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+    assert_eq!(back.counts, report.counts);
+    let text = report.to_text();
+    for part in
+        ["(complete)", "answers           18", "truncated", "broken/cut.png (decode)", "run 1: 13 rows", "cpu:0"]
+    {
+        assert!(text.contains(part), "no {part} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn outputs_can_be_queried_and_not_changed() {
+    let place = Place::new();
+    run(&place.job("caption", "out", "output.columns = ['+token_ids']\n")).await.unwrap();
+    let query = async |sql: &str| query_output(&place.at("out"), sql).await;
+    for (sql, csv) in [
+        ("SELECT count(*) AS n, count(DISTINCT key) AS keys FROM captions", "n,keys\n9,9\n"),
+        (
+            "SELECT class, count(*) AS n FROM failed GROUP BY class ORDER BY class",
+            "class,n\nempty,1\nnot_an_image,1\ntruncated,1\n",
+        ),
+        ("SELECT key FROM skipped", "key\nnotes.txt\n"),
+        ("SELECT count(*) AS n FROM answers", "n\n0\n"),
+        ("SELECT count(*) AS n FROM tokens WHERE visual_tokens > 1", "n\n0\n"),
+        ("SELECT count(*) AS n FROM captions JOIN timings USING (key)", "n\n9\n"),
+        ("SELECT sum(output_tokens) = sum(cardinality(token_ids)) AS same FROM captions", "same\ntrue\n"),
+        ("SELECT key FROM captions WHERE width > 9999", "key\n"),
+    ] {
+        assert_eq!(query(sql).await.unwrap().to_csv().unwrap(), csv, "{sql}");
+    }
+    let result = query("SELECT width, height FROM captions WHERE key = 'even/image-0.png'").await.unwrap();
+    assert_eq!(result.to_json().unwrap(), r#"[{"width":40,"height":30}]"#);
+    assert!(result.to_text().unwrap().contains("| 40    | 30     |"), "{}", result.to_text().unwrap());
+    assert_eq!(query("SELECT key FROM answers").await.unwrap().to_json().unwrap(), "[]");
+    for sql in ["DROP TABLE captions", "COPY captions TO 'x.csv'", "SELECT nothing FROM captions", "SELEC 1"] {
+        assert!(matches!(query(sql).await, Err(ExecError::Query(_))), "{sql}");
+    }
+    let stranger = query_output(&place.at("in"), "SELECT 1").await;
+    assert!(matches!(stranger, Err(ExecError::NotAnOutput(_))), "{stranger:?}");
+}
