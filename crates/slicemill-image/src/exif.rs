@@ -107,6 +107,20 @@ impl<'a> Directory<'a> {
         Ok(None)
     }
 
+    /// Checks that the values of all baseline tags are inside the file, for decoders that allocate before they look.
+    pub(crate) fn check_lengths(&self) -> Result<(), Stop> {
+        const BASELINE: std::ops::RangeInclusive<u64> = 254..=532;
+        let (entry_bytes, value_at) = if self.big_tiff { (20, 12) } else { (12, 8) };
+        for index in 0..self.entries {
+            let entry = self.first_entry.saturating_add(index * entry_bytes);
+            let count = self.number(entry + 4, value_at - 4, "first directory")?;
+            if count > self.window.total() && BASELINE.contains(&self.number(entry, 2, "first directory")?) {
+                return Err(Fault::corrupt(format!("a directory entry with {count} values")).into());
+            }
+        }
+        Ok(())
+    }
+
     /// The first value of a whole-number tag, or `None` when the directory does not have it.
     pub(crate) fn get(&self, tag: u16) -> Result<Option<u64>, Stop> {
         let Some(entry) = self.find(tag)? else { return Ok(None) };

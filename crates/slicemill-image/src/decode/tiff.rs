@@ -22,6 +22,7 @@ const JPEG: u64 = 7;
 
 pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     let directory = Directory::open(Window::new(bytes, bytes.len() as u64)).map_err(stop)?;
+    directory.check_lengths().map_err(stop)?;
     if directory.get(tag::FILL_ORDER).map_err(stop)?.is_some_and(|order| order != 1) {
         return Err(Fault::unsupported("bits in reversed order"));
     }

@@ -9,6 +9,7 @@
     reason = "tests fail by panicking, and golden data is found through the environment"
 )]
 
+mod broken;
 mod fixtures;
 mod golden;
 mod resize;
