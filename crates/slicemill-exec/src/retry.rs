@@ -53,6 +53,23 @@ pub async fn retry_job(
     stop: StopSignal,
     observer: Arc<dyn RunObserver>,
 ) -> Result<RetrySummary, ExecError> {
+    let aborted = stop.clone();
+    let retry = Box::pin(retry_in(location, classes, options, factory, stop, observer));
+    tokio::select! {
+        biased;
+        () = aborted.aborted() => Err(ExecError::Stopped),
+        summary = retry => summary,
+    }
+}
+
+async fn retry_in(
+    location: &str,
+    classes: Option<&[ErrorClass]>,
+    options: &RunOptions,
+    factory: Arc<dyn BackendFactory>,
+    stop: StopSignal,
+    observer: Arc<dyn RunObserver>,
+) -> Result<RetrySummary, ExecError> {
     let (output, job) = FrozenJob::open(location).await?;
     let _lock = output.lock()?;
     crate::run::check_model(&job, factory.as_ref())?;

@@ -86,7 +86,14 @@ pub async fn run_job(
     let output = OutputStore::create(&Location::parse(&job.output)?)?;
     let _lock = output.lock()?;
     let source = source_of(job, Some(&output))?;
-    run_in(job, &output, &source, options, factory, stop, observer).await
+    // Listing inputs and loading weights take long too, so the whole run can be ended at once.
+    let aborted = stop.clone();
+    let run = Box::pin(run_in(job, &output, &source, options, factory, stop, observer));
+    tokio::select! {
+        biased;
+        () = aborted.aborted() => Err(ExecError::Stopped),
+        summary = run => summary,
+    }
 }
 
 /// [`run_job`] in an output that is open, over any source.
