@@ -507,6 +507,74 @@ def write_resizes() -> int:
     return len(sizes)
 
 
+# ------------------------------------------------------------------ views
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def padded(image: Image.Image) -> Image.Image:
+    """The image centred on a square of the mean colour (LLaVA-1.5)."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in CLIP_MEAN))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def views(image: Image.Image, working: tuple, grid: tuple, cut: str, tile: tuple, overview: tuple,
+          first: bool) -> list[np.ndarray]:
+    """What the model sees: slices row by row, and the overview before or after them."""
+    bicubic = Image.Resampling.BICUBIC
+    if working != image.size:
+        image = image.resize(working, bicubic)
+    if cut == "pad_square":
+        image = padded(image)
+    (cols, rows), slices = grid, []
+    if cut == "cut_then_resize":
+        xs = [column * (image.width // cols) for column in range(cols)] + [image.width]
+        ys = [row * (image.height // rows) for row in range(rows)] + [image.height]
+        boxes = [(xs[c], ys[r], xs[c + 1], ys[r + 1]) for r in range(rows) for c in range(cols)]
+        slices = [image.crop(box).resize(tile, bicubic) for box in boxes]
+    elif cols:
+        refined = image.resize((cols * tile[0], rows * tile[1]), bicubic)
+        slices = [refined.crop((c * tile[0], r * tile[1], (c + 1) * tile[0], (r + 1) * tile[1]))
+                  for r in range(rows) for c in range(cols)]
+    whole = image.resize(overview, bicubic)
+    return [np.asarray(view) for view in ([whole] + slices if first else slices + [whole])]
+
+
+def patches(view: np.ndarray, patch: int = 14) -> np.ndarray:
+    """[height, width, 3] u8 to normalised [patches, 3 * patch * patch] f32, with CLIP's arithmetic."""
+    scaled = (view.astype(np.float64) * 0.00392156862745098).astype(np.float32)
+    scaled = (scaled - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    rows, columns = view.shape[0] // patch, view.shape[1] // patch
+    blocks = scaled.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
+    return blocks.reshape(rows * columns, 3 * patch * patch)
+
+
+def write_views() -> None:
+    cases = [
+        ((300, 200), (1024, 682), (3, 2), "resize_then_cut", (336, 336), (406, 266), False),
+        ((300, 200), (300, 200), (0, 0), "resize_then_cut", (0, 0), (406, 266), False),
+        ((90, 400), (230, 1024), (1, 4), "resize_then_cut", (238, 462), (154, 700), False),
+        ((500, 333), (500, 333), (2, 1), "resize_then_cut", (280, 392), (406, 266), True),
+        ((401, 301), (401, 301), (3, 2), "cut_then_resize", (308, 350), (378, 280), False),
+        ((97, 401), (97, 401), (1, 4), "cut_then_resize", (322, 336), (154, 672), True),
+        ((201, 100), (201, 100), (2, 2), "pad_square", (336, 336), (336, 336), False),
+        ((100, 203), (100, 203), (0, 0), "pad_square", (0, 0), (336, 336), False),
+        ((77, 77), (77, 77), (2, 2), "pad_square", (112, 112), (112, 112), True),
+    ]
+    lines = ["seed,width,height,working_w,working_h,cols,rows,cut,slice_w,slice_h,overview_w,overview_h,overview,"
+             "pixels_sha256,patches_sha256"]
+    for seed, (size, working, grid, cut, tile, overview, first) in enumerate(cases):
+        seen = views(Image.fromarray(noise(seed, *size)), working, grid, cut, tile, overview, first)
+        pixels = hashlib.sha256(b"".join(view.tobytes() for view in seen)).hexdigest()
+        values = hashlib.sha256(b"".join(patches(view).astype("<f4").tobytes() for view in seen)).hexdigest()
+        numbers = ",".join(str(n) for n in (seed, *size, *working, *grid, cut, *tile, *overview))
+        lines.append(f"{numbers},{'first' if first else 'last'},{pixels},{values}")
+    (OUT / "views.csv").write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     for old in OUT.iterdir():
@@ -514,6 +582,7 @@ def main() -> None:
     for write in (write_png, write_jpeg, write_webp, write_gif, write_bmp, write_tiff):
         write()
     resizes = write_resizes()
+    write_views()
     about = "SHA-256 of the upright RGB bytes, by alpha rule where it matters; made by tests/reference/image_fixtures.py"
     lines = ",\n  ".join(json.dumps(entry) for entry in ENTRIES)
     head = f'"about": {json.dumps(about)},\n "pillow": "{PIL.__version__}"'

@@ -41,6 +41,11 @@ impl Fault {
         Self::new(ErrorClass::TooManyPixels, what)
     }
 
+    /// The plan does not fit the image.
+    pub(crate) fn plan_rejected(what: impl Into<String>) -> Self {
+        Self::new(ErrorClass::PlanRejected, what)
+    }
+
     /// The machine cannot give this many bytes.
     pub(crate) fn out_of_memory(bytes: usize) -> Self {
         Self::new(ErrorClass::OutOfMemory, format!("no memory for {bytes} bytes"))

@@ -54,7 +54,7 @@ fn cut(image: &RgbImage, plan: &SlicePlan, pad: [u8; 3]) -> Result<Vec<RgbImage>
     for view in plan.views() {
         views.push(match view.kind {
             ViewKind::Overview => resize::resize(working, plan.overview)?,
-            ViewKind::Slice { .. } => slices.next().ok_or_else(|| Fault::corrupt("the plan has too few slices"))?,
+            ViewKind::Slice { .. } => slices.next().ok_or_else(|| Fault::plan_rejected("the plan has too few slices"))?,
         });
     }
     Ok(views)
@@ -76,7 +76,7 @@ fn slices(working: &RgbImage, plan: &SlicePlan) -> Result<Vec<RgbImage>, Fault> 
 /// Copies a rectangle.
 fn crop(image: &RgbImage, area: Rect) -> Result<RgbImage, Fault> {
     let Rect { x, y, size } = area;
-    let outside = || Fault::corrupt(format!("the crop {size} at {x},{y} is not inside {}", image.size()));
+    let outside = || Fault::plan_rejected(format!("the crop {size} at {x},{y} is not inside {}", image.size()));
     let right = u64::from(x) + u64::from(size.width);
     let bottom = u64::from(y) + u64::from(size.height);
     let (whole, empty) = (image.size(), size.pixels() == 0);

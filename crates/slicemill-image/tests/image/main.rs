@@ -13,6 +13,7 @@ mod broken;
 mod fixtures;
 mod golden;
 mod resize;
+mod views;
 
 use std::path::PathBuf;
 
