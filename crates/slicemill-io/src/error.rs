@@ -137,3 +137,48 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
     last.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use object_store::Error;
+
+    use super::*;
+
+    fn check(error: Error, fate: Fate, kind: IoErrorKind, class: ErrorClass) {
+        let error = IoError::from_store("read", "file:///x.jpg", error);
+        assert_eq!((error.fate, error.kind), (fate, kind), "{error}");
+        assert!(error.message.starts_with("cannot read file:///x.jpg: "), "{error}");
+        assert_eq!(error.row_error(), RowError::new(class, Stage::Fetch, error.message.clone()));
+    }
+
+    /// As the stores wrap what the system says.
+    fn system(kind: ErrorKind) -> Error {
+        Error::Generic {
+            store: "test",
+            source: Box::new(IoError::fatal(IoErrorKind::Failed, "x").because(std::io::Error::from(kind))),
+        }
+    }
+
+    #[test]
+    fn errors_of_stores_have_a_fate_and_a_kind() {
+        let path = || "x".to_owned();
+        let source = || "y".into();
+        let missing = Error::NotFound { path: path(), source: source() };
+        check(missing, Fate::Fatal, IoErrorKind::NotFound, ErrorClass::NotFound);
+        let there = Error::AlreadyExists { path: path(), source: source() };
+        check(there, Fate::Fatal, IoErrorKind::Conflict, ErrorClass::ReadFailed);
+        let changed = Error::Precondition { path: path(), source: source() };
+        check(changed, Fate::Fatal, IoErrorKind::SourceChanged, ErrorClass::SourceChanged);
+        let denied = Error::PermissionDenied { path: path(), source: source() };
+        check(denied, Fate::Fatal, IoErrorKind::Refused, ErrorClass::ReadFailed);
+        let unknown = Error::Generic { store: "test", source: "503".into() };
+        check(unknown, Fate::Transient, IoErrorKind::Failed, ErrorClass::ReadFailed);
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem, ErrorKind::StorageFull] {
+            check(system(kind), Fate::Fatal, IoErrorKind::Refused, ErrorClass::ReadFailed);
+        }
+        check(system(ErrorKind::ConnectionReset), Fate::Transient, IoErrorKind::Failed, ErrorClass::ReadFailed);
+        check(system(ErrorKind::NotADirectory), Fate::Fatal, IoErrorKind::Invalid, ErrorClass::ReadFailed);
+    }
+}

@@ -123,8 +123,11 @@ impl Source for FolderSource {
     }
 
     fn describe(&self) -> String {
-        let names: Vec<_> = self.roots.iter().map(|root| root.path().display().to_string()).collect();
-        names.join(", ")
+        const SHOWN: usize = 3;
+        let names: Vec<_> = self.roots.iter().take(SHOWN).map(|root| root.path().display().to_string()).collect();
+        let more = self.roots.len() - names.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        names.join(", ") + &more
     }
 }
 

@@ -3,6 +3,7 @@ use std::os::unix::fs::symlink;
 
 use futures::TryStreamExt as _;
 use proptest::prelude::*;
+use url::Url;
 
 use super::*;
 
@@ -37,8 +38,6 @@ async fn keys_are_relative_paths_in_bytewise_order() {
     assert_eq!(source.describe(), folder.path().display().to_string());
 }
 
-use url::Url;
-
 #[tokio::test]
 async fn files_and_hidden_inputs_that_are_named_are_taken() {
     let folder = tempfile::tempdir().unwrap();
@@ -56,6 +55,8 @@ async fn several_inputs_are_told_apart_by_their_names() {
     let inputs = ["two", "single.jpg", "one"].map(|name| folder.path().join(name));
     let source = FolderSource::new(inputs).unwrap();
     assert_eq!(keys(&source).await, ["one/a.jpg", "single.jpg", "two/a.jpg", "two/b/c.jpg"]);
+    let many = FolderSource::new([folder.path().join("single.jpg"); 1].iter().cycle().take(5)).unwrap();
+    assert!(many.describe().ends_with("single.jpg and 2 more"), "{}", many.describe());
 }
 
 #[tokio::test]
