@@ -77,7 +77,7 @@ pub struct PlanSummary {
     pub flops_max: FlopSums,
     /// Bytes of the inputs.
     pub input_bytes: u64,
-    /// Bytes of the output, see [`OUTPUT_BYTES_FORMULA`].
+    /// Bytes of the output, an estimate.
     pub output_bytes_estimate: u64,
     /// How `output_bytes_estimate` is made.
     pub output_bytes_formula: String,
@@ -85,11 +85,21 @@ pub struct PlanSummary {
     pub measured: Option<MeasuredRate>,
 }
 
-/// The estimate of output bytes for captions and answers. Measured constants: a Parquet row of short values compresses
-/// to about 120 bytes (half of it the image's hash, which does not compress), an output token at the cap to 3.
-pub const OUTPUT_BYTES_FORMULA: &str = "120 per content row + key and URL / 4 + 3 per output token at the cap";
-/// The estimate of output bytes for visual tokens, which hardly compress.
-pub const TOKEN_BYTES_FORMULA: &str = "visual tokens x width x bytes per value + 120 per row + key and URL / 4";
+/// Bytes of a row of short values after compression: nearly half of it is the image's hash, which does not compress.
+const ROW_BYTES: u64 = 120;
+/// Bytes of an output token's text after compression.
+const TEXT_BYTES: u64 = 3;
+/// Bytes of a shard's footers: schema and statistics of four files.
+const SHARD_BYTES: u64 = 25_000;
+
+/// How output bytes are estimated.
+fn output_bytes_formula(task: TaskKind) -> String {
+    let fixed = format!("{ROW_BYTES} + names / 4 per row + {SHARD_BYTES} per shard");
+    match task {
+        TaskKind::Encode => format!("visual tokens x width x bytes per value + {fixed}"),
+        TaskKind::Caption | TaskKind::Ask => format!("{fixed} + {TEXT_BYTES} per output token at the cap"),
+    }
+}
 
 impl PlanSummary {
     /// For people.
@@ -127,11 +137,7 @@ pub async fn plan_source(
         task: job.task.as_str().to_owned(),
         model: job.model.clone(),
         policy: job.policy.name.clone(),
-        output_bytes_formula: match job.task {
-            TaskKind::Encode => TOKEN_BYTES_FORMULA,
-            TaskKind::Caption | TaskKind::Ask => OUTPUT_BYTES_FORMULA,
-        }
-        .to_owned(),
+        output_bytes_formula: output_bytes_formula(job.task),
         ..PlanSummary::default()
     };
     let planned = source.list().map_err(ExecError::from).map_ok(|entry| {
@@ -142,6 +148,7 @@ pub async fn plan_source(
     while let Some(row) = planned.try_next().await? {
         planner.add(&mut summary, &row);
     }
+    summary.output_bytes_estimate += SHARD_BYTES * summary.inputs.div_ceil(u64::from(job.shard_rows.max(1)));
     if summary.inputs == 0 {
         return Err(ExecError::NoInputs(job.inputs.join(", ")));
     }
@@ -270,6 +277,6 @@ impl Planner {
         summary.output_tokens_max += output;
         summary.flops_max.add_row(&row.flops_max);
         let names = (entry.key.len() + entry.url.len()) as u64 / 4;
-        summary.output_bytes_estimate += rows * (120 + names) + 3 * output + tokens * self.token_bytes;
+        summary.output_bytes_estimate += rows * (ROW_BYTES + names) + TEXT_BYTES * output + tokens * self.token_bytes;
     }
 }

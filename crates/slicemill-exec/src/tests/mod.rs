@@ -74,15 +74,14 @@ impl Place {
 
     /// A job over all inputs: four rows a chunk, eight rows a shard.
     pub(super) fn job(&self, task: &str, output: &str, more: &str) -> Job {
-        self.job_for(&fake(FakeOptions::default()), task, output, more)
+        self.job_with(task, output, &format!("output.chunk_rows = 4\noutput.shard_rows = 8\n{more}"))
     }
 
-    pub(super) fn job_for(&self, factory: &Arc<FakeFactory>, task: &str, output: &str, more: &str) -> Job {
-        let text = format!(
-            "task = '{task}'\ninput.paths = ['{}']\noutput.path = '{}'\noutput.chunk_rows = 4\noutput.shard_rows = 8\n{more}",
-            self.input().display(),
-            self.at(output)
-        );
+    /// A job that says its own rows of chunks and shards.
+    pub(super) fn job_with(&self, task: &str, output: &str, more: &str) -> Job {
+        let factory = fake(FakeOptions::default());
+        let (input, output) = (self.input(), self.at(output));
+        let text = format!("task = '{task}'\ninput.paths = ['{}']\noutput.path = '{output}'\n{more}", input.display());
         JobDraft::from_text("job.toml", &text, &[]).unwrap().resolve(factory.card()).unwrap()
     }
 

@@ -2,7 +2,7 @@
 
 use slicemill_pipeline::fake::FakeOptions;
 
-use super::{Place, cpus, fake, run};
+use super::{Place, cpus, fake, png, run};
 use crate::{ExecError, Report, StopSignal, measure_rate, plan_job, query_output, read_report};
 
 #[tokio::test]
@@ -113,4 +113,26 @@ async fn outputs_can_be_queried_and_not_changed() {
     }
     let stranger = query_output(&place.at("in"), "SELECT 1").await;
     assert!(matches!(stranger, Err(ExecError::NotAnOutput(_))), "{stranger:?}");
+}
+
+#[tokio::test]
+async fn estimated_output_is_near_the_real_one() {
+    let place = Place::new();
+    for number in 0..600 {
+        place.write(&format!("many/picture-{number:05}.png"), &png(20 + number % 13, 20 + number % 7, number));
+    }
+    for (task, more) in [
+        ("caption", "output.chunk_rows = 64\noutput.shard_rows = 4096\n"),
+        ("ask", "output.chunk_rows = 64\noutput.shard_rows = 256\nquestions.ask = ['How many?', 'Where?']\n"),
+        ("encode", "output.chunk_rows = 64\noutput.shard_rows = 4096\n"),
+    ] {
+        let job = place.job_with(task, task, more);
+        let planned = plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+        run(&job).await.unwrap();
+        let report = read_report(&place.at(task)).await.unwrap();
+        let real: u64 = report.sizes.values().map(|size| size.bytes).sum();
+        let ratio = planned.output_bytes_estimate as f64 / real as f64;
+        println!("{task}: {} estimated, {real} real, {:?}", planned.output_bytes_estimate, report.sizes);
+        assert!((0.6..1.7).contains(&ratio), "{task}: {} estimated, {real} real", planned.output_bytes_estimate);
+    }
 }
