@@ -71,7 +71,7 @@ fn position_tables_equal_torch_bicubic() {
         let want = weights.values(&format!("posemb24.out_hwc.{high}x{wide}")).unwrap();
         assert_eq!(got.len(), want.len());
         for (got, want) in got.iter().zip(&want) {
-            assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{high}x{wide}: {got} {want}");
+            assert!((got - want).abs() <= 4e-6 * want.abs().max(1.0), "{high}x{wide}: {got} {want}");
         }
     }
 }
