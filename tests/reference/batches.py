@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import torch
 
 import questions
-from questions import ALPHABET, BACKGROUNDS, COLOURS, SHAPES
+from questions import BACKGROUNDS
 from scenes import Scene, dense_scene, random_scene, render
 from slicing import PATCH, PATCH_MEAN, PATCH_STD, Plan, cut, patchify, plan
 from tokenizer import Encoder
@@ -26,9 +27,11 @@ IGNORE = -100
 CELLS = 4
 QUERIES = CELLS * CELLS
 LEGIBLE_CAP = 8.0           # smallest cap height in a view that is labelled, px
-CHARS = {c: i + 1 for i, c in enumerate(ALPHABET)}
-ITEMS = {(c, s): i * len(SHAPES) + j + 1 for i, c in enumerate(COLOURS)
-         for j, s in enumerate(SHAPES)}
+# The heads have room for more classes than the scenes use.
+CHARS = {c: i + 1 for i, c in enumerate("ACEFHJKLMNPRTUVWXY3479")}
+HEAD_COLOURS = ["red", "orange", "yellow", "green", "blue", "purple"]
+HEAD_SHAPES = ["circle", "square", "triangle", "star", "cross"]
+ITEMS = {pair: i + 1 for i, pair in enumerate(product(HEAD_COLOURS, HEAD_SHAPES))}
 
 # Training-only heads: name -> (feature level, classes).
 AUX = {"patch_char": ("patch", len(CHARS) + 1), "patch_item": ("patch", len(ITEMS) + 1),
@@ -82,10 +85,11 @@ class Labels:
             self._label_text(text, scale, offset, width, height, chars, slots)
         cell_char = np.zeros((QUERIES, 3), dtype=np.int64)
         for cell, found in enumerate(slots):
-            if any(k == IGNORE for _, k in found) or len(found) > 3:
+            lines = {baseline for _, _, baseline in found}
+            if any(k == IGNORE for _, k, _ in found) or len(found) > 3 or len(lines) > 1:
                 cell_char[cell] = IGNORE
             else:
-                for slot, (_, kind) in enumerate(sorted(found)):
+                for slot, (_, kind, _) in enumerate(sorted(found)):
                     cell_char[cell, slot] = kind
         self.patch_char.append(chars.reshape(-1))
         self.patch_item.append(items.reshape(-1))
@@ -111,8 +115,9 @@ class Labels:
             first = max(0, math.ceil((left * sx - ox) / PATCH - 0.5))
             last = min(chars.shape[1] - 1, math.floor((right * sx - ox) / PATCH - 0.5))
             chars[row_first:row_last + 1, first:last + 1] = kind
-            chars[int(y / PATCH), int(x / PATCH)] = kind
-            slots[_cell(x, y, width, height)].append((x, kind))
+            if chars[int(y / PATCH), int(x / PATCH)] == 0:
+                chars[int(y / PATCH), int(x / PATCH)] = kind
+            slots[_cell(x, y, width, height)].append((x, kind, text.baseline))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {k: torch.from_numpy(np.stack(v)) for k, v in vars(self).items()}

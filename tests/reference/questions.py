@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 
-COLOURS = ["red", "orange", "yellow", "green", "blue", "purple"]
-SHAPES = ["circle", "square", "triangle", "star", "cross"]
+COLOURS = ["red", "yellow", "green", "blue", "purple"]
+SHAPES = ["circle", "square", "triangle", "star"]
 BACKGROUNDS = ["white", "gray", "black"]
-ALPHABET = "ACEFHJKLMNPRTUVWXY3479"
+ALPHABET = "ACEHKLMNPRTUWXY3479"
 
 CAPTION_PROMPT = "Describe this image."
 CAPTION_PROMPTS = [
@@ -148,8 +148,9 @@ def all_questions(scene, rng: random.Random) -> list[dict]:
 
 def corpus() -> list[str]:
     """Texts that contain every word of every prompt and answer (for the tokenizer)."""
-    words = [f" {w}" for w in COLOURS + SHAPES + BACKGROUNDS]
-    words += [f" {plural(s)}" for s in SHAPES]
+    shapes = SHAPES + ["cross"]
+    words = [f" {w}" for w in COLOURS[:1] + ["orange"] + COLOURS[1:] + shapes + BACKGROUNDS]
+    words += [f" {plural(s)}" for s in shapes]
     forms = list(CAPTION_PROMPTS) + [
         "How many red circles are there?", "How many are in the image?", "How many do you see?",
         "Count the circles.", "What color is the circle?", "Which colour are the circles?",

@@ -1,7 +1,7 @@
 """Synthetic scenes: coloured shapes on a plain background and one optional text.
 
 A scene is laid out for its own slicing plan: small text has a cap height of
-about 10..16 px in the slices, which leaves 4..6.5 px in the overview, so that
+about 12..16 px in the slices, which leaves 5..6.6 px in the overview, so that
 it can be read only through the slices.  Shapes are large enough to be counted
 in the overview, and every shape centre has a cell of a 4x4 grid to itself.
 
@@ -31,10 +31,11 @@ PALETTE = {"red": (222, 38, 38), "orange": (245, 140, 20), "yellow": (250, 222, 
            "green": (38, 160, 66), "blue": (40, 84, 222), "purple": (150, 56, 184)}
 BACKGROUND_LEVEL = {"white": 248, "gray": 140, "black": 10}
 CAP_HEIGHT_EM = 0.729       # DejaVu Sans Bold
-TRACKING_EM = 0.06          # extra space between characters
-SMALL_CAP = (10.5, 16.0)    # cap height in a slice, px
+TEXT_LENGTH = 3             # distinct characters
+TRACKING_EM = 0.20          # extra space between characters
+SMALL_CAP = (12.5, 16.1)    # cap height in a slice, px
 SMALL_CAP_OVERVIEW_MAX = 6.6
-LARGE_CAP_OVERVIEW = (10.0, 17.0)
+LARGE_CAP_OVERVIEW = (12.5, 18.0)
 
 
 @dataclass
@@ -130,8 +131,7 @@ def text_width(string: str, cap: float) -> float:
 
 
 def random_string(rng: random.Random) -> str:
-    length = rng.choices([3, 4, 5], [45, 45, 10])[0]
-    return "".join(rng.choices(ALPHABET, k=length))
+    return "".join(rng.sample(ALPHABET, TEXT_LENGTH))
 
 
 def random_size(rng: random.Random, longest: int = 4200) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def _place_items(rng, width, height, wanted, blocked) -> list[Item] | None:
     items, cells = [], set()
     for colour, shape in wanted:
         for _ in range(60):
-            radius = min(rng.uniform(8.0, 13.0) * unit, 0.34 * min(width, height))
+            radius = min(rng.uniform(9.0, 13.5) * unit, 0.34 * min(width, height))
             gap = 1.5 * unit
             x, y = rng.uniform(radius + gap, width - radius - gap), rng.uniform(
                 radius + gap, height - radius - gap)
@@ -246,10 +246,10 @@ def random_scene(rng: random.Random, width: int, height: int,
             break
     blocked = [text.box] if text else []
     while True:
-        number = rng.choices([1, 2, 3], [48, 44, 8])[0]
+        number = rng.choice([1, 2])
         colours, shapes = rng.sample(COLOURS, number), rng.sample(SHAPES, number)
-        counts = [rng.choices([1, 2, 3, 4], [34, 26, 22, 18])[0] for _ in range(number)]
-        if sum(counts) > 6:
+        counts = [rng.choices([1, 2, 3], [38, 34, 28])[0] for _ in range(number)]
+        if sum(counts) > 4:
             continue
         wanted = [(c, s) for n, c, s in zip(counts, colours, shapes) for _ in range(n)]
         items = _place_items(rng, width, height, wanted, blocked)
@@ -276,7 +276,7 @@ def dense_scene(rng: random.Random, width: int, height: int) -> Scene:
     unit = math.sqrt(width * height) / SIDE
     slice_unit = width / the_plan.refine_size[0] if the_plan.slices else unit
     items = []
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(1, 4) if the_plan.slices else rng.randint(0, 2)):
         wanted = [(rng.choice(COLOURS), rng.choice(SHAPES))]
         items += _place_items(rng, width, height, wanted,
                               [(i.x - i.radius, i.y - i.radius, i.x + i.radius, i.y + i.radius)
@@ -298,8 +298,8 @@ def dense_scene(rng: random.Random, width: int, height: int) -> Scene:
                 break
             if not any(_overlaps(text.box, b, unit * 0.5) for b in boxes):
                 texts.append(text)
-            x = text.box[2] + rng.uniform(0.8, 2.6) * cap
-        y += cap * rng.uniform(1.3, 2.2)
+            x = text.box[2] + rng.uniform(0.8, 2.2) * cap
+        y += cap * rng.uniform(1.6, 2.5)
     return _finish(rng, width, height, [], items, None, texts)
 
 

@@ -165,7 +165,7 @@ def dense_loss(model: Llava, tokens, features, labels, stats):
     loss = _balanced(aux["patch_char"](features), labels["patch_char"], stats, "patch_char")
     loss = loss + _balanced(aux["patch_item"](features), labels["patch_item"], stats, "patch_item")
     chars = aux["cell_char"](tokens).view(views, tokens.shape[1], 3, -1)
-    loss = loss + _balanced(chars, labels["cell_char"], stats, "cell_char")
+    loss = loss + 2 * _balanced(chars, labels["cell_char"], stats, "cell_char")
     loss = loss + _balanced(aux["cell_item"](tokens), labels["cell_item"], stats, "cell_item")
     index = torch.arange(tokens.shape[1]).repeat(views)
     loss = loss + F.cross_entropy(aux["cell_index"](tokens).float().flatten(0, 1), index)
@@ -231,9 +231,13 @@ def work(rank: int, world: int, args) -> None:
         mix = (MIX_DENSE if dense_only else MIX_OVERVIEW if minutes < args.overview_minutes
                else MIX_MIDDLE if minutes < args.middle_minutes else MIX_FULL)
         slices = shared.choices(list(mix), list(mix.values()))[0]
-        crammed = (not dense_only) and shared.random() < args.crammed
+        images = IMAGES[slices]
+        crammed = args.crammed if minutes < args.overview_minutes else args.crammed_late
+        crammed = (not dense_only) and shared.random() < crammed
+        if crammed and shared.random() < 0.7:
+            slices, images = 0, 28      # most characters per view
         share = 0.75 if dense_only else float(crammed)
-        batch = make_batch(rng, slices, IMAGES[slices], share, None if dense_only else encoder)
+        batch = make_batch(rng, slices, images, share, None if dense_only else encoder)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, encoded = 0.0, []
             for patches, grid, labels in batch.groups:
@@ -291,7 +295,9 @@ def main() -> None:
     parser.add_argument("--overview-minutes", type=float, default=28)
     parser.add_argument("--middle-minutes", type=float, default=55)
     parser.add_argument("--dense-weight", type=float, default=0.3)
-    parser.add_argument("--crammed", type=float, default=0.08, help="share of crammed batches")
+    parser.add_argument("--crammed", type=float, default=0.4,
+                        help="share of batches without language in the overview stage")
+    parser.add_argument("--crammed-late", type=float, default=0.12, help="the same, afterwards")
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--warm-from", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
