@@ -54,7 +54,9 @@ fn cut(image: &RgbImage, plan: &SlicePlan, pad: [u8; 3]) -> Result<Vec<RgbImage>
     for view in plan.views() {
         views.push(match view.kind {
             ViewKind::Overview => resize::resize(working, plan.overview)?,
-            ViewKind::Slice { .. } => slices.next().ok_or_else(|| Fault::plan_rejected("the plan has too few slices"))?,
+            ViewKind::Slice { .. } => {
+                slices.next().ok_or_else(|| Fault::plan_rejected("the plan has too few slices"))?
+            }
         });
     }
     Ok(views)

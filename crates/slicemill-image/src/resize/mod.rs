@@ -6,8 +6,12 @@
 
 use slicemill_core::{ErrorClass, RowError, Size, Stage};
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
 use crate::RgbImage;
 use crate::fault::{Fault, zeroed};
+use crate::kernel::kernel;
 
 /// Fractional bits of a coefficient: 32 bits less 8 for a sample and 2 for overshoot and sign.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -85,6 +89,7 @@ fn fixed_point(weight: f64) -> i32 {
     if weight < 0.0 { (scaled - 0.5) as i32 } else { (scaled + 0.5) as i32 }
 }
 
+#[inline(always)]
 fn to_u8(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
@@ -133,12 +138,21 @@ fn vertical_first(from: Size, to: Size) -> bool {
     lost_rows > 0 && lost_rows > 2 * lost_columns
 }
 
-/// `[rows, width, 3]` → `[rows, to, 3]`, for the given rows only.
+/// `[rows, width, 3]` → `[rows, axis, 3]`, for the given rows only.
 fn horizontal(pixels: &[u8], width: u32, axis: &Axis, rows: std::ops::Range<usize>) -> Result<Vec<u8>, Fault> {
-    let (stride, stride_to) = (width as usize * 3, axis.spans.len() * 3);
-    let mut out = zeroed::<u8>(rows.len() * stride_to)?;
-    let source = pixels[rows.start * stride..rows.end * stride].chunks_exact(stride);
-    for (row, out) in source.zip(out.chunks_exact_mut(stride_to)) {
+    let stride = width as usize * 3;
+    let pixels = &pixels[rows.start * stride..rows.end * stride];
+    #[cfg(target_arch = "x86_64")]
+    if let Some(out) = avx2::horizontal(pixels, stride, axis)? {
+        return Ok(out);
+    }
+    let mut out = zeroed::<u8>(rows.len() * axis.spans.len() * 3)?;
+    horizontal_portable(pixels, stride, axis, &mut out);
+    Ok(out)
+}
+
+fn horizontal_portable(pixels: &[u8], stride: usize, axis: &Axis, out: &mut [u8]) {
+    for (row, out) in pixels.chunks_exact(stride).zip(out.chunks_exact_mut(axis.spans.len() * 3)) {
         for ((first, coefficients), out) in axis.samples().zip(out.chunks_exact_mut(3)) {
             let mut sums = [1i32 << (PRECISION_BITS - 1); 3];
             for (pixel, &coefficient) in row[first * 3..].chunks_exact(3).zip(coefficients) {
@@ -151,30 +165,42 @@ fn horizontal(pixels: &[u8], width: u32, axis: &Axis, rows: std::ops::Range<usiz
             }
         }
     }
-    Ok(out)
 }
-
-/// Samples summed at once in the vertical pass; their sums stay in registers.
-const LANES: usize = 64;
 
 /// `[rows, width, 3]` → `[axis, width, 3]`; `first_row` is the source row at the start of `pixels`.
 fn vertical(pixels: &[u8], width: u32, axis: &Axis, first_row: usize) -> Result<Vec<u8>, Fault> {
     let stride = width as usize * 3;
     let mut out = zeroed::<u8>(axis.spans.len() * stride)?;
     for ((first, coefficients), out) in axis.samples().zip(out.chunks_exact_mut(stride)) {
-        let rows = &pixels[(first - first_row) * stride..];
-        for (chunk, out) in out.chunks_mut(LANES).enumerate() {
+        sum_rows(&pixels[(first - first_row) * stride..], stride, coefficients, out);
+    }
+    Ok(out)
+}
+
+/// Samples summed at once in the vertical pass; their sums stay in registers.
+const LANES: usize = 64;
+
+kernel! {
+    /// One output row: the first rows of `rows` times their coefficients.
+    fn sum_rows(rows: &[u8], stride: usize, coefficients: &[i32], out: &mut [u8]) {
+        let (whole, rest) = out.as_chunks_mut::<LANES>();
+        for (index, out) in whole.iter_mut().enumerate() {
             let mut sums = [1i32 << (PRECISION_BITS - 1); LANES];
             for (row, &coefficient) in rows.chunks_exact(stride).zip(coefficients) {
-                let row = &row[chunk * LANES..][..out.len()];
-                for (sum, &sample) in sums.iter_mut().zip(row) {
+                let samples = &row[index * LANES..][..LANES];
+                for (sum, &sample) in sums.iter_mut().zip(samples) {
                     *sum += i32::from(sample) * coefficient;
                 }
             }
-            for (out, sum) in out.iter_mut().zip(sums) {
+            for (out, &sum) in out.iter_mut().zip(&sums) {
                 *out = to_u8(sum);
             }
         }
+        let done = whole.len() * LANES;
+        for (index, out) in rest.iter_mut().enumerate() {
+            let column = rows[done + index..].iter().step_by(stride);
+            let sum: i32 = column.zip(coefficients).map(|(&sample, &k)| i32::from(sample) * k).sum();
+            *out = to_u8(sum + (1 << (PRECISION_BITS - 1)));
+        }
     }
-    Ok(out)
 }
