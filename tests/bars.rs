@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::fixtures::write_folder;
-use crate::program::{assert_same_content, complaint, count, expect, sql, text};
+use crate::program::{assert_same_content, complaint, count, expect, long_or, sql, text};
 
 fn caption(images: &Path, out: &Path, extra: &[&str]) {
     let mut args = vec!["caption", text(images), "-o", text(out), "--max-new-tokens", "12", "--chunk-rows", "8"];
@@ -63,7 +63,7 @@ fn the_plan_counts_what_the_run_produces() {
     assert_eq!(planned["images"].as_u64(), Some(made.whole));
     assert_eq!(planned["visual_tokens"].as_u64(), Some(count(&out, "SELECT sum(visual_tokens) FROM captions")));
     assert_eq!(planned["prompt_tokens"].as_u64(), Some(count(&out, "SELECT sum(prompt_tokens) FROM captions")));
-    assert_eq!(planned["flops"]["vision"].as_u64(), Some(count(&out, "SELECT sum(vision_flops) FROM captions")));
+    assert_eq!(planned["flops_max"]["vision"].as_u64(), Some(count(&out, "SELECT sum(vision_flops) FROM captions")));
     expect(0, &["verify", text(&out)]);
 }
 
@@ -109,7 +109,7 @@ fn a_finished_job_is_a_no_op_and_a_different_one_is_refused() {
     let changed = ["caption", text(&images), "-o", text(&out), "--max-new-tokens", "13", "--chunk-rows", "8"];
     let message = complaint(5, &changed);
     assert!(message.contains("max_new_tokens") && message.contains("12") && message.contains("13"), "{message}");
-    write_folder(&images, 9, 0, 9);
+    write_folder(&images.join("new"), 3, 0, 10);
     let message =
         complaint(5, &["caption", text(&images), "-o", text(&out), "--max-new-tokens", "12", "--chunk-rows", "8"]);
     assert!(message.contains("--extend"), "{message}");
@@ -155,12 +155,14 @@ fn peak_kib(folder: &Path, count: u64) -> u64 {
     printed.parse().unwrap_or_else(|_| panic!("{printed} {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// The full measurement (1,000 against 20,000 images, 5 %) is `tests/reference/soak.sh`; here the bound is loose because
-/// few images have not yet touched every pool of the allocator.
+/// In the short form the bound is loose, because few images have not yet touched every pool of the allocator.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_does_not_grow_with_the_number_of_images() {
     let folder = tempfile::tempdir().expect("folder");
-    let (few, many) = (peak_kib(folder.path(), 400), peak_kib(folder.path(), 2_400));
-    assert!(many * 100 < few * 125, "{few} KiB for 400 images, {many} KiB for 2,400");
+    let (few, many) = (long_or(1_000, 400), long_or(20_000, 2_400));
+    let growth_max = long_or(105, 125);
+    let (small, large) = (peak_kib(folder.path(), few), peak_kib(folder.path(), many));
+    println!("{small} KiB for {few} images, {large} KiB for {many}");
+    assert!(large * 100 < small * growth_max, "{small} KiB for {few} images, {large} KiB for {many}");
 }

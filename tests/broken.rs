@@ -5,13 +5,13 @@ use std::fs;
 use image::ImageFormat;
 
 use crate::fixtures::{Random, absurd_png, encoded, picture, with_exif, write_folder};
-use crate::program::{complaint, count, expect, sql, text};
+use crate::program::{complaint, count, expect, long_or, sql, text};
 
 #[test]
 fn rows_are_conserved_when_files_are_broken() {
     let folder = tempfile::tempdir().expect("folder");
     let images = folder.path().join("images");
-    let made = write_folder(&images, 300, 20, 20);
+    let made = write_folder(&images, long_or(2_000, 300), 20, 20);
     let out = folder.path().join("out");
     expect(3, &["caption", text(&images), "-o", text(&out), "--max-new-tokens", "4"]);
     let rows = |table: &str| count(&out, &format!("SELECT count(*) FROM {table}"));

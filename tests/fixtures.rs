@@ -101,7 +101,7 @@ fn broken(random: &mut Random, bytes: Vec<u8>, kind: u64) -> Vec<u8> {
     }
 }
 
-/// A PNG header that claims 60,000 × 60,000 pixels.
+/// A PNG that claims 60,000 × 60,000 pixels and holds next to nothing.
 pub fn absurd_png() -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
     bytes.extend_from_slice(&60_000u32.to_be_bytes());
@@ -109,6 +109,7 @@ pub fn absurd_png() -> Vec<u8> {
     bytes.extend_from_slice(&[8, 2, 0, 0, 0]);
     let checksum = crc32(&bytes[12..]);
     bytes.extend_from_slice(&checksum.to_be_bytes());
+    bytes.extend_from_slice(b"\0\0\0\x01IDAT\0");
     bytes
 }
 

@@ -4,20 +4,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::fixtures::{Random, write_folder};
-use crate::program::{assert_same_content, command, expect, start, text};
-
-/// How often the run is killed. The long form of this test kills a run over 2,000 images: `SLICEMILL_KILLS=20
-/// SLICEMILL_KILL_IMAGES=2000`.
-fn setting(name: &str, default: u64) -> u64 {
-    #[allow(clippy::disallowed_methods, reason = "a test is configured by the environment")]
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
+use crate::program::{assert_same_content, command, expect, long_or, start, text};
 
 #[test]
 fn killed_runs_resume_to_the_same_content() {
     let folder = tempfile::tempdir().expect("folder");
     let images = folder.path().join("images");
-    let (kills, count) = (setting("SLICEMILL_KILLS", 8), setting("SLICEMILL_KILL_IMAGES", 160));
+    let (kills, count) = (long_or(20, 8), long_or(2_000, 160));
     write_folder(&images, count, 20, 30);
     let (clean, killed) = (folder.path().join("clean"), folder.path().join("killed"));
     let args = |out| {

@@ -84,3 +84,10 @@ pub fn assert_same_content(one: &Path, other: &Path) {
         assert!(a == b, "{name} differs: {} and {} bytes", a.len(), b.len());
     }
 }
+
+/// A size of a test, larger in its long form: `SLICEMILL_LONG=1 cargo test --release --workspace`.
+pub fn long_or(long: u64, short: u64) -> u64 {
+    #[allow(clippy::disallowed_methods, reason = "the long form of a test is asked for by the environment")]
+    let asked = std::env::var_os("SLICEMILL_LONG").is_some();
+    if asked { long } else { short }
+}

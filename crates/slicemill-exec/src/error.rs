@@ -21,6 +21,9 @@ pub enum ExecError {
     /// The output holds a different job; nothing was done.
     #[error(transparent)]
     Different(#[from] Box<Different>),
+    /// An input is not there or cannot be read as a whole.
+    #[error(transparent)]
+    Inputs(IoError),
     /// There is nothing to read.
     #[error("no files in {0}; give a folder with images, or image files")]
     NoInputs(String),

@@ -179,7 +179,7 @@ pub struct Frozen {
 /// # Errors
 /// When an input is not there.
 pub fn source_of(job: &Job, output: Option<&OutputStore>) -> Result<FolderSource, ExecError> {
-    let source = FolderSource::new(&job.inputs)?;
+    let source = FolderSource::new(&job.inputs).map_err(ExecError::Inputs)?;
     Ok(match output.and_then(OutputStore::local_root) {
         Some(root) => source.excluding(root),
         None => source,

@@ -83,6 +83,8 @@ pub async fn run_job(
     stop: StopSignal,
     observer: Arc<dyn RunObserver>,
 ) -> Result<RunSummary, ExecError> {
+    // Inputs that are not there are a mistake in the command: nothing is made of the output for it.
+    source_of(job, None)?;
     let output = OutputStore::create(&Location::parse(&job.output)?)?;
     let _lock = output.lock()?;
     let source = source_of(job, Some(&output))?;

@@ -8,7 +8,7 @@ use slicemill_exec::{
     ExecError, FrozenJob, Job, JobDraft, RetrySummary, RunObserver, RunOptions, RunSummary, StopSignal,
 };
 use slicemill_io::Counts;
-use slicemill_pipeline::{BackendFactory, parse_devices};
+use slicemill_pipeline::{BackendFactory, DeviceId, parse_devices};
 
 use crate::args::{OutputFlags, RetryArgs, RunArgs, RunFlags};
 use crate::exit::{Exit, Failure};
@@ -55,9 +55,15 @@ pub fn run_options(flags: &RunFlags, extend: bool) -> Result<RunOptions, Failure
     at_least_one("--sequences", flags.sequences.map(u64::from))?;
     at_least_one("--threads", flags.threads.map(|n| n as u64))?;
     at_least_one("--fetches", flags.fetches.map(|n| n as u64))?;
-    let devices = parse_devices(flags.devices.as_deref().unwrap_or("cpu"));
+    let devices = parse_devices(flags.devices.as_deref().unwrap_or("cpu"))
+        .map_err(|error| Failure::usage(format!("--devices: {error}")))?;
+    if !cfg!(feature = "cuda") && devices.iter().any(|device| matches!(device, DeviceId::Cuda(_))) {
+        return Err(Failure::usage(
+            "--devices: this program was built without CUDA; build it with --features cuda, or use --devices cpu",
+        ));
+    }
     Ok(RunOptions {
-        devices: devices.map_err(|error| Failure::usage(format!("--devices: {error}")))?,
+        devices,
         batch_views: flags.batch,
         sequences: flags.sequences,
         threads: flags.threads,
@@ -244,7 +250,7 @@ pub fn runtime_of(options: &RunOptions) -> Runtime {
 /// Errors of a job with their exit codes.
 pub fn failure_of(error: ExecError) -> Failure {
     let exit = match &error {
-        ExecError::Job(_) | ExecError::Questions(_) | ExecError::NoInputs(_) => Exit::Usage,
+        ExecError::Job(_) | ExecError::Questions(_) | ExecError::NoInputs(_) | ExecError::Inputs(_) => Exit::Usage,
         ExecError::Different(_) => Exit::DifferentJob,
         ExecError::Stopped => Exit::Interrupted,
         _ => Exit::Failed,

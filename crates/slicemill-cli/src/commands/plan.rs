@@ -1,10 +1,8 @@
 //! `slicemill plan`: what a job will take, from headers or from sizes alone.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use slicemill_core::{PlanRow, Size, SlicingPolicy};
 use slicemill_exec::{JobDraft, StopSignal};
 
@@ -27,27 +25,9 @@ pub fn run(args: &PlanArgs, printer: Printer) -> Result<Exit, Failure> {
     plan_draft(args, &draft, printer)
 }
 
-/// A line of a file of sizes. Further columns are read past.
-#[derive(Deserialize)]
-struct SizeLine {
-    width: u32,
-    height: u32,
-}
-
 fn plan_sizes(args: &PlanArgs, path: &Path, printer: Printer) -> Result<Exit, Failure> {
     let policy = sizes_policy(args)?;
-    let name = path.display();
-    let wrong = |error: csv::Error| {
-        Failure::usage(format!("{name}: {error}; give a CSV file whose header has the columns width and height"))
-    };
-    let file = File::open(path).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(file);
-    let mut rows = Vec::new();
-    for line in reader.deserialize() {
-        let SizeLine { width, height } = line.map_err(wrong)?;
-        let size = Size::new(width, height);
-        rows.push(PlanRow::new(size, &policy.plan(size)));
-    }
+    let rows: Vec<PlanRow> = read_sizes(path)?.into_iter().map(|size| PlanRow::new(size, &policy.plan(size))).collect();
     match args.format {
         Some(Format::Json) => printer.json(&rows.iter().map(json_row).collect::<Vec<_>>())?,
         _ => {
@@ -60,6 +40,35 @@ fn plan_sizes(args: &PlanArgs, path: &Path, printer: Printer) -> Result<Exit, Fa
         }
     }
     Ok(Exit::Done)
+}
+
+/// The columns `width` and `height` of a CSV file; further columns are read past.
+fn read_sizes(path: &Path) -> Result<Vec<Size>, Failure> {
+    let name = path.display();
+    let wrong = |error: csv::Error| Failure::usage(format!("{name}: {error}"));
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_path(path).map_err(wrong)?;
+    let headers = reader.headers().map_err(wrong)?.clone();
+    let column = |wanted: &str| {
+        headers.iter().position(|header| header == wanted).ok_or_else(|| {
+            Failure::usage(format!("{name}: no column {wanted}; the first line names the columns, as: width,height"))
+        })
+    };
+    let (width, height) = (column("width")?, column("height")?);
+    let mut sizes = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(wrong)?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let number = |at: usize| {
+            let text = record.get(at).unwrap_or_default();
+            text.parse::<u32>().map_err(|_| {
+                Failure::usage(format!(
+                    "{name}, line {line}: {text:?} is not a number of pixels; mend or remove the line"
+                ))
+            })
+        };
+        sizes.push(Size::new(number(width)?, number(height)?));
+    }
+    Ok(sizes)
 }
 
 /// A policy of its own, without a model: sizes and patches are the policy's unless overridden.

@@ -1,3 +1,5 @@
+//! Tests of `fetch`.
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Tests of `inputs`.
+
 use object_store::memory::InMemory;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Tests of `parquet_file`.
+
 use parquet::file::metadata::ParquetMetaDataReader;
 use slicemill_core::{ContentRow, TaskKind, TokenDtype};
 

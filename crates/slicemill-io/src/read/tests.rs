@@ -1,3 +1,5 @@
+//! Tests of `read`.
+
 use std::sync::Arc;
 
 use object_store::memory::InMemory;

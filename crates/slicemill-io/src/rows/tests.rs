@@ -1,3 +1,5 @@
+//! Tests of `rows`.
+
 use slicemill_core::TaskKind;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of `source`.
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 
