@@ -80,7 +80,7 @@ impl Painter {
             for (index, coefficients) in coefficients.chunks_exact(per_row).take(rows).enumerate() {
                 let y = (self.next % KEPT) * plane.band + index * 8;
                 let samples = &mut plane.samples[y * plane.stride..][..8 * plane.stride];
-                transform_row(coefficients, &plane.quant, samples, plane.stride);
+                idct::block_row(coefficients, &plane.quant, samples, plane.stride);
             }
         }
         self.next += 1;
@@ -104,12 +104,6 @@ impl Painter {
             paint_row(&mut self.planes, self.colour, y, self.width, &mut self.row);
             self.out.extend_from_slice(&self.row);
         }
-    }
-}
-
-kernel! {
-    fn transform_row(coefficients: &[i16], quant: &[u16; 64], samples: &mut [u8], stride: usize) {
-        idct::block_row(coefficients, quant, samples, stride);
     }
 }
 

@@ -100,7 +100,8 @@ fn every_truncation_is_an_error() {
         for len in (1..end).rev().step_by(step).chain(end.saturating_sub(40)..end).filter(|&len| len >= 30) {
             let error = try_decode(&bytes[..len], &name).err();
             let error = error.unwrap_or_else(|| panic!("{name}: {len} of {} bytes decode", bytes.len()));
-            let classes = [ErrorClass::Truncated, ErrorClass::Corrupt, ErrorClass::BadHeader, ErrorClass::UnsupportedVariant];
+            let classes =
+                [ErrorClass::Truncated, ErrorClass::Corrupt, ErrorClass::BadHeader, ErrorClass::UnsupportedVariant];
             assert!(classes.contains(&error.class), "{name}, {len}: {error}");
             cuts += 1;
         }
@@ -110,8 +111,16 @@ fn every_truncation_is_an_error() {
 
 #[test]
 fn cut_photographs_are_called_truncated() {
-    for name in ["baseline_420.jpg", "progressive_420.jpg", "restarts_progressive.jpg", "rgb8.png", "lossless.webp",
-                 "palette.gif", "rgb24.bmp", "rgb_none.tif"] {
+    for name in [
+        "baseline_420.jpg",
+        "progressive_420.jpg",
+        "restarts_progressive.jpg",
+        "rgb8.png",
+        "lossless.webp",
+        "palette.gif",
+        "rgb24.bmp",
+        "rgb_none.tif",
+    ] {
         let bytes = std::fs::read(images().join(name)).unwrap();
         for share in [3, 5, 7, 9] {
             let error = try_decode(&bytes[..bytes.len() * share / 10], name).unwrap_err();
@@ -194,7 +203,10 @@ fn errors_name_the_format_the_fault_and_the_remedy() {
     let options = ImageOptions::default();
     let error = |bytes: &[u8], name: &str| read_header(bytes, name, &options).unwrap_err();
     let empty = error(b"", "a.jpg");
-    assert_eq!((empty.class, empty.message.as_str()), (ErrorClass::Empty, "the file has 0 bytes; copy or download it again"));
+    assert_eq!(
+        (empty.class, empty.message.as_str()),
+        (ErrorClass::Empty, "the file has 0 bytes; copy or download it again")
+    );
     let text = error(b"this is not an image at all, is it?", "a.jpg");
     assert_eq!(text.class, ErrorClass::NotAnImage);
     assert!(text.message.contains("the name says image"), "{text}");
