@@ -89,7 +89,12 @@ impl Check<'_> {
     fn refuse_foreign_sections(&mut self, task: TaskKind) {
         let file = &self.draft.file;
         let given: [(&'static str, bool, &[TaskKind], &str); 12] = [
-            ("prompt.text", file.prompt.text.is_some(), &[TaskKind::Caption], "use [questions] template in an ask job"),
+            (
+                "prompt.text",
+                file.prompt.text.is_some(),
+                &[TaskKind::Caption],
+                "remove it; an ask job has [questions] template",
+            ),
             ("questions.ask", !file.questions.ask.is_empty(), &[TaskKind::Ask], "set task = \"ask\""),
             ("questions.file", file.questions.file.is_some(), &[TaskKind::Ask], "set task = \"ask\""),
             ("questions.template", file.questions.template.is_some(), &[TaskKind::Ask], "use [prompt] text"),

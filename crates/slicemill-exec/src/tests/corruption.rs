@@ -113,7 +113,9 @@ async fn damaged_files() {
     assert!(after.checks.iter().any(|check| check.name == BYTES && !check.ok && check.wrong[0].starts_with(part)));
     let remove = |out: &Path| fs::remove_file(out.join(part)).unwrap();
     check("caption", remove, &[BYTES, CONSERVED, SUMS], "even/image-0.png has no row").await;
-    let copy = |out: &Path| drop(fs::copy(out.join(part), out.join("captions/part-00007.parquet")).unwrap());
+    let copy = |out: &Path| {
+        fs::copy(out.join(part), out.join("captions/part-00007.parquet")).unwrap();
+    };
     check("caption", copy, &[STRANGERS, CONSERVED, SUMS], "is in the content and in the content").await;
     let cut = |out: &Path| {
         let bytes = fs::read(out.join("failed/part-00000.parquet")).unwrap();

@@ -132,7 +132,11 @@ async fn estimated_output_is_near_the_real_one() {
         let report = read_report(&place.at(task)).await.unwrap();
         let real: u64 = report.sizes.values().map(|size| size.bytes).sum();
         let ratio = planned.output_bytes_estimate as f64 / real as f64;
-        println!("{task}: {} estimated, {real} real, {:?}", planned.output_bytes_estimate, report.sizes);
-        assert!((0.6..1.7).contains(&ratio), "{task}: {} estimated, {real} real", planned.output_bytes_estimate);
+        assert!(
+            (0.6..1.7).contains(&ratio),
+            "{task}: {} estimated, real are {:?}",
+            planned.output_bytes_estimate,
+            report.sizes
+        );
     }
 }
