@@ -218,8 +218,11 @@ impl Check<'_> {
                 }
             }
             Ok(_) => {}
+            Err(error @ questions::TemplateError::NoQuestion) => {
+                self.refuse("questions.template", error.to_string(), "add {question} where the question goes");
+            }
             Err(error) => {
-                self.refuse("questions.template", error.to_string(), "write braces that are text as {{ and }}")
+                self.refuse("questions.template", error.to_string(), "write braces that are text as {{ and }}");
             }
         }
         Some(QuestionSpec { ask: given.ask.clone(), file: given.file.clone(), template })
