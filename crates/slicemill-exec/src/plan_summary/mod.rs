@@ -18,7 +18,9 @@ use std::sync::Arc;
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{TaskKind, TokenDtype};
-use slicemill_io::{FlopSums, InputEntry, ObjectFetch, RetryBudget, Source, Stores};
+use slicemill_io::{
+    FlopSums, FolderSource, InputEntry, Ledger, Location, ObjectFetch, OutputStore, RetryBudget, Source, Stores,
+};
 use slicemill_pipeline::{AnnotateSpec, BackendFactory, Fault, InputRef, Inspected, PlannedRow, PromptItem, inspect};
 
 use crate::ExecError;
@@ -123,8 +125,18 @@ pub async fn plan_job(
     factory: Arc<dyn BackendFactory>,
     fetches: Option<usize>,
 ) -> Result<PlanSummary, ExecError> {
-    let source = source_of(job, None)?;
+    let source = planned_source(job).await?;
     plan_source(job, &source, factory, fetches).await
+}
+
+/// The inputs of `job`, without what lies in its output when that holds a job already.
+async fn planned_source(job: &Job) -> Result<FolderSource, ExecError> {
+    let output = OutputStore::open(&Location::parse(&job.output)?).ok();
+    let holds_job = match &output {
+        Some(output) => Ledger::read_job(output).await?.is_some(),
+        None => false,
+    };
+    source_of(job, output.as_ref().filter(|_| holds_job))
 }
 
 /// [`plan_job`] over any source.

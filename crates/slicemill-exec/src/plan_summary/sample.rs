@@ -11,12 +11,12 @@ use slicemill_core::TaskKind;
 use slicemill_io::{InputEntry, IoError, OutputStore, Source};
 use slicemill_pipeline::BackendFactory;
 
-use crate::freeze::{question_table, source_of};
+use crate::freeze::question_table;
 use crate::job::{Job, RunOptions};
 use crate::run::run_in;
 use crate::{ExecError, StopSignal};
 
-use super::PlanSummary;
+use super::{PlanSummary, planned_source};
 
 /// A measured rate and what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ pub async fn measure_rate(
     factory: Arc<dyn BackendFactory>,
     stop: StopSignal,
 ) -> Result<MeasuredRate, ExecError> {
-    let source = source_of(job, None)?;
+    let source = planned_source(job).await?;
     let asked = question_table(job, &source).await?.map(|table| table.keys());
     let entries = spread(&source, asked.as_ref(), summary.inputs, count).await?;
     let sample = Sample { entries };

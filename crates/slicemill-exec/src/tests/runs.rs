@@ -260,6 +260,8 @@ async fn an_output_inside_the_input_is_not_an_input() {
     let job = place.job("caption", "in/out", "");
     assert_eq!(run(&job).await.unwrap().total.inputs, 13);
     assert!(run(&job).await.unwrap().already_done);
+    let planned = crate::plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+    assert_eq!(planned.inputs, 13, "nor is it one of a plan");
 }
 
 #[tokio::test]
