@@ -33,6 +33,18 @@ impl Header {
         self.applied_orientation(rule).upright_size(self.stored)
     }
 
+    /// About the most bytes that [`crate::decode`] holds at once for this image: pixels in the layouts it passes
+    /// through, and coefficients of a progressive JPEG.
+    pub const fn decode_bytes_max(&self) -> u64 {
+        let per_pixel = match self.format {
+            ImageFormat::Jpeg => 9,
+            ImageFormat::Png | ImageFormat::Bmp => 7,
+            ImageFormat::Gif => 8,
+            ImageFormat::WebP | ImageFormat::Tiff => 12,
+        };
+        self.stored.pixels() * per_pixel
+    }
+
     /// The orientation that [`crate::decode`] applies.
     pub const fn applied_orientation(&self, rule: OrientationRule) -> Orientation {
         match rule {
@@ -49,7 +61,8 @@ pub enum HeaderRead {
     Done(Header),
     /// The header reaches further.
     NeedMore {
-        /// Bytes from the start of the object that must be at hand for the next step; never more than its length.
+        /// Bytes from the start of the object to have at hand for the next step: at least twice as many as before, but
+        /// never more than the object has.
         bytes: u64,
     },
 }
@@ -57,6 +70,9 @@ pub enum HeaderRead {
 /// Bytes of a first ranged read that suffice for nearly all images. (EXIF and colour profiles of a JPEG stand before
 /// its size; EXIF of a WebP and the directory of a TIFF may stand at the very end.)
 pub const HEADER_PREFIX_BYTES: u64 = 64 * 1024;
+
+/// The least that a further read is worth.
+const STEP_BYTES: u64 = 4 * 1024;
 
 /// Reads the header of an image that is completely in `bytes`.
 ///
@@ -78,8 +94,8 @@ pub fn read_header(bytes: &[u8], name: &str, options: &ImageOptions) -> Result<H
 
 /// Reads the header of an object of `total_bytes` of which `prefix` is the beginning.
 ///
-/// Call again with a longer prefix as long as it answers [`HeaderRead::NeedMore`]; every step asks for more than the
-/// last, and with the whole object at hand the answer is final.
+/// Call again with a longer prefix as long as it answers [`HeaderRead::NeedMore`]; with the whole object at hand the
+/// answer is final.
 ///
 /// # Errors
 /// As [`read_header`].
@@ -101,7 +117,11 @@ pub fn read_header_partial(
     let read = parse(format, window).and_then(|header| check_size(&header, options).map(|()| header));
     match read {
         Ok(header) => Ok(HeaderRead::Done(header)),
-        Err(Stop::Need(bytes)) => Ok(HeaderRead::NeedMore { bytes }),
+        // Some more than asked for, so that a header of many small parts does not take as many reads.
+        Err(Stop::Need(bytes)) => {
+            let worthwhile = bytes.max(2 * prefix.len() as u64).max(STEP_BYTES);
+            Ok(HeaderRead::NeedMore { bytes: worthwhile.min(window.total()) })
+        }
         Err(Stop::Fault(fault)) => Err(fault.at(Stage::Header, format)),
     }
 }

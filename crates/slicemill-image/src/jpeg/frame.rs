@@ -3,6 +3,7 @@
 use slicemill_core::Size;
 
 use super::huffman::Huffman;
+use super::standard;
 use crate::fault::Fault;
 
 /// Natural (row by row) position of every zigzag position; positions beyond the block, which a damaged run can reach,
@@ -271,6 +272,19 @@ impl Tables {
             }
             *slot = Some(table);
             segment = rest;
+        }
+        Ok(())
+    }
+
+    /// Takes the standard's Huffman tables where a scan needs some that the file does not have.
+    pub(super) fn fill_in_standard(&mut self, scan: &Scan) -> Result<(), Fault> {
+        for part in &scan.components {
+            if self.dc[part.dc_table].is_none() {
+                self.dc[part.dc_table] = standard::dc(part.dc_table)?;
+            }
+            if self.ac[part.ac_table].is_none() {
+                self.ac[part.ac_table] = standard::ac(part.ac_table)?;
+            }
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ mod idct;
 mod paint;
 mod progressive;
 mod scan;
+mod standard;
 mod upsample;
 
 pub(crate) use colour::{ColourSpace, ink_to_rgb};
@@ -99,6 +100,7 @@ impl<'a> Decoder<'a> {
                     let frame = self.frame.as_mut().ok_or_else(|| Fault::corrupt("a scan before the frame header"))?;
                     let scan = Scan::parse(segment, frame)?;
                     self.tables.latch_quantisation(frame, &scan)?;
+                    self.tables.fill_in_standard(&scan)?;
                     return Ok(Next::Scan(scan));
                 }
                 0xC0..=0xC2 if self.frame.is_some() => return Err(Fault::corrupt("a second frame header")),
