@@ -1,5 +1,9 @@
 """Trains the embedded model on a CPU: two processes, one thread each, by wall clock.
 
+The processes never wait for each other: every few steps each one moves itself
+and a shared copy of the weights to their midpoint (elastic averaging), so a
+process that loses its core for a while does not stop the other.
+
 Stages: dense (vision tower and resampler only, crammed scenes), overview-heavy
 language modelling, then the full mix of slice counts.  Every scene is fresh,
 so the accuracies in the log are held-out accuracies.
@@ -22,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
@@ -32,6 +35,7 @@ from model import Config, Llava, sincos
 from scenes import dense_scene, random_scene
 from slicing import plan
 
+MEET_EVERY = 4
 IMAGES = {0: 16, 2: 9, 3: 7, 4: 6, 5: 5, 6: 5}          # per process and step
 MIX_DENSE = {0: 1, 2: 1, 4: 1, 5: 1.5, 6: 3}
 MIX_OVERVIEW = {0: 5, 2: 2.5, 3: 0.6, 4: 0.8, 5: 0.3, 6: 0.6}
@@ -99,7 +103,7 @@ def adamw_update(flat, grad, mean, square, decay, scalars):
 
 
 class FlatAdamW:
-    """AdamW over one flat buffer: one all-reduce and a dozen kernels per step."""
+    """AdamW over one flat buffer, so that averaging weights is one kernel."""
 
     def __init__(self, model: torch.nn.Module, betas=(0.9, 0.98), decay=0.05,
                  fused: bool = True):
@@ -116,10 +120,7 @@ class FlatAdamW:
             p.grad = self.grad[at:at + p.numel()].view_as(p)
             at += p.numel()
 
-    def step(self, lr: float, world: int, clip: float = 1.0) -> float:
-        if world > 1:
-            dist.all_reduce(self.grad)
-            self.grad.div_(world)
+    def step(self, lr: float, clip: float = 1.0) -> float:
         norm = float(self.grad.norm())
         if not math.isfinite(norm):
             self.grad.zero_()
@@ -132,6 +133,11 @@ class FlatAdamW:
         scalars = torch.tensor([lr, lr / c1, 1 / c2, b1, b2])
         self.update(self.flat, self.grad, self.mean, self.square, self.decay, scalars)
         return norm
+
+    def meet(self, centre: torch.Tensor) -> None:
+        """Moves these weights and the shared ones to their midpoint."""
+        self.flat.add_(centre).mul_(0.5)
+        centre.copy_(self.flat)
 
     def state(self) -> dict:
         return {"flat": self.flat, "mean": self.mean, "square": self.square,
@@ -197,44 +203,44 @@ def learning_rate(now: float, start: float, end: float, step: int, peak: float) 
     return peak * min(1.0, step / 60) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def work(rank: int, world: int, args) -> None:
+def work(rank: int, args, centre: torch.Tensor, counts: torch.Tensor, lock) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{args.port}",
-                                rank=rank, world_size=world)
     encoder = tok.load(args.state / "tokenizer.json")
     model = Llava(small_config(encoder.tokenizer.get_vocab_size()), AUX)
     saved = args.state / "state.pt"
-    start, trained = args.started, 0
+    start = args.started
     if saved.exists():
         optimiser = FlatAdamW(model)
         state = torch.load(saved)
         optimiser.load(state["optimiser"])
-        start, trained = state["start"], state["images"]
+        start = state["start"]
     else:
         warm_init(model)
         optimiser = FlatAdamW(model)
     end = args.until or start + args.minutes * 60
+    with lock:
+        if counts[1] == 0:      # the first process to get here sets the shared weights
+            centre.copy_(optimiser.flat)
+            counts[1] = 1
     rng = random.Random((time.time_ns() // 1000) ^ (rank * 7919))
-    stats, last_log, last_save, since = defaultdict(lambda: np.zeros(2)), time.time(), time.time(), 0
+    stats = defaultdict(lambda: np.zeros(2))
+    last_log, last_save, since = time.time(), time.time(), int(counts[0])
     losses = []
     while True:
-        stop = args.state / "stop"
-        now = start + _sync(math.inf if stop.exists() else time.time() - start, world)
-        if now >= end:
+        now = time.time()
+        if now >= end or (args.state / "stop").exists():
             break
         minutes = (now - start) / 60
         step = optimiser.step_count
-        shared = random.Random(step)
         dense_only = minutes < args.dense_minutes
         mix = (MIX_DENSE if dense_only else MIX_OVERVIEW if minutes < args.overview_minutes
                else MIX_MIDDLE if minutes < args.middle_minutes else MIX_FULL)
-        slices = shared.choices(list(mix), list(mix.values()))[0]
+        slices = rng.choices(list(mix), list(mix.values()))[0]
         images = IMAGES[slices]
         crammed = args.crammed if minutes < args.overview_minutes else args.crammed_late
-        crammed = (not dense_only) and shared.random() < crammed
-        if crammed and shared.random() < 0.7:
+        crammed = (not dense_only) and rng.random() < crammed
+        if crammed and rng.random() < 0.7:
             slices, images = 0, 28      # most characters per view
         share = 0.75 if dense_only else float(crammed)
         batch = make_batch(rng, slices, images, share, None if dense_only else encoder)
@@ -249,35 +255,33 @@ def work(rank: int, world: int, args) -> None:
                 losses.append(float(text_loss))
                 loss = text_loss + args.dense_weight * loss
         loss.backward()
-        lr = learning_rate(now, start, end, step + 1 - args.warm_from, args.lr)
-        norm = optimiser.step(lr, world)
-        trained += batch.images * world
-        since += batch.images * world
+        lr = learning_rate(now, start, end, step + 1, args.lr)
+        norm = optimiser.step(lr)
+        with lock:
+            counts[0] += batch.images
+            if step % MEET_EVERY == 0:
+                optimiser.meet(centre)
+        trained = int(counts[0])
         if rank == 0 and now - last_log > 40:
             line = {"min": round(minutes, 1), "step": step, "images": trained,
-                    "per_s": round(since / (now - last_log), 1), "lr": round(lr, 6),
+                    "per_s": round((trained - since) / (now - last_log), 1), "lr": round(lr, 6),
                     "norm": round(norm, 2), "lm": round(float(np.mean(losses or [0])), 3)}
             line |= {k: f"{100 * v[0] / v[1]:.1f}" for k, v in sorted(stats.items()) if v[1]}
             with open(args.state / "log.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
             stats.clear()
             losses.clear()
-            last_log, since = now, 0
+            last_log, since = now, trained
         if rank == 0 and now - last_save > 150:
             _save(saved, optimiser, start, trained)
             last_save = now
-    if rank == 0:
-        _save(saved, optimiser, start, trained)
+    with lock:
+        optimiser.meet(centre)
+        counts[2] += 1
+        last = int(counts[2]) == args.processes
+    if last:
+        _save(saved, optimiser, start, int(counts[0]))
         (args.state / "stop").unlink(missing_ok=True)
-
-
-def _sync(value: float, world: int) -> float:
-    """Rank 0's clock, so that all ranks take the same decisions."""
-    if world == 1:
-        return value
-    clock = torch.tensor([value], dtype=torch.float64)
-    dist.broadcast(clock, 0)
-    return float(clock)
 
 
 def _save(path: Path, optimiser: FlatAdamW, start: float, images: int) -> None:
@@ -299,18 +303,19 @@ def main() -> None:
                         help="share of batches without language in the overview stage")
     parser.add_argument("--crammed-late", type=float, default=0.12, help="the same, afterwards")
     parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--warm-from", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--port", type=int, default=29611)
     args = parser.parse_args()
     args.started = time.time()
     args.state.mkdir(parents=True, exist_ok=True)
     if not (args.state / "tokenizer.json").exists():
         tok.build().save(str(args.state / "tokenizer.json"))
-    if args.processes == 1:
-        work(0, 1, args)
-    else:
-        mp.spawn(work, (args.processes, args), nprocs=args.processes)
+    size = sum(p.numel() for p in Llava(small_config(tok.load(args.state / "tokenizer.json")
+                                                     .tokenizer.get_vocab_size()), AUX).parameters())
+    centre = torch.zeros(size).share_memory_()
+    counts = torch.zeros(3, dtype=torch.int64).share_memory_()   # images, set up, finished
+    if (args.state / "state.pt").exists():
+        counts[0] = torch.load(args.state / "state.pt")["images"]
+    mp.spawn(work, (args, centre, counts, mp.get_context("spawn").Lock()), nprocs=args.processes)
 
 
 if __name__ == "__main__":
