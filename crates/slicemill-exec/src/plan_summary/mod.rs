@@ -87,13 +87,14 @@ pub struct PlanSummary {
     pub measured: Option<MeasuredRate>,
 }
 
-// The four constants below are fitted to outputs of some hundred rows; a test compares estimate and output.
+// The constants below are fitted to outputs of some hundred rows; a test compares estimate and output.
 
-/// Bytes of a row of short values and of its timings after compression. Half of it is the image's hash, which does not
-/// compress.
-const ROW_BYTES: u64 = 60;
+/// Bytes of an image after compression: its hash, which does not compress, and its timings.
+const IMAGE_BYTES: u64 = 45;
 /// Names are much alike: what one letter in so many adds after compression.
 const NAME_LETTERS_PER_BYTE: u64 = 8;
+/// Bytes of the short values of a row after compression.
+const ROW_BYTES: u64 = 10;
 /// Bytes of an output token's text after compression.
 const TEXT_BYTES: u64 = 1;
 /// Bytes of a shard's footers: schema and statistics of four files.
@@ -101,10 +102,12 @@ const SHARD_BYTES: u64 = 15_000;
 
 /// How output bytes are estimated.
 fn output_bytes_formula(task: TaskKind) -> String {
-    let fixed = format!("{ROW_BYTES} + names / {NAME_LETTERS_PER_BYTE} per row + {SHARD_BYTES} per shard");
+    let fixed = format!(
+        "{IMAGE_BYTES} + names / {NAME_LETTERS_PER_BYTE} per image, {ROW_BYTES} per row, {SHARD_BYTES} per shard"
+    );
     match task {
-        TaskKind::Encode => format!("visual tokens x width x bytes per value + {fixed}"),
-        TaskKind::Caption | TaskKind::Ask => format!("{fixed} + {TEXT_BYTES} per output token at the cap"),
+        TaskKind::Encode => format!("visual tokens x width x bytes per value, {fixed}"),
+        TaskKind::Caption | TaskKind::Ask => format!("{fixed}, {TEXT_BYTES} per output token at the cap"),
     }
 }
 
@@ -294,6 +297,7 @@ impl Planner {
         summary.output_tokens_max += output;
         summary.flops_max.add_row(&row.flops_max);
         let names = (entry.key.len() + entry.url.len()) as u64 / NAME_LETTERS_PER_BYTE;
-        summary.output_bytes_estimate += rows * (ROW_BYTES + names) + TEXT_BYTES * output + tokens * self.token_bytes;
+        summary.output_bytes_estimate +=
+            IMAGE_BYTES + names + ROW_BYTES * rows + TEXT_BYTES * output + tokens * self.token_bytes;
     }
 }
