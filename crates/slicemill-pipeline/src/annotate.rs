@@ -184,7 +184,11 @@ impl Annotator {
     /// Fetches, hashes and plans one row. `None` when its outcome is already known.
     async fn read_row(&self, chunk: &Chunk, index: usize, grant: ByteGrant) -> Result<Option<ReadRow>, PipelineError> {
         let (row, job) = (&chunk.rows[index], &self.job);
-        let fail = |error, attempts| chunk.outcomes.fail(index, row, error, attempts, &job.progress);
+        // A row that fails is put down among the outcomes and read no further.
+        let failed = |error, attempts| {
+            chunk.outcomes.fail(index, row, error, attempts, &job.progress);
+            Ok(None)
+        };
         if row.prompts.is_empty() && job.spec.task != TaskKind::Encode {
             chunk.outcomes.skip(index, row, "nothing is asked about it".into(), &job.progress);
             return Ok(None);
@@ -197,13 +201,13 @@ impl Annotator {
         job.progress.busy(BusyStage::Fetch, fetch_time);
         let fetched = match fetched {
             Ok(fetched) => fetched,
-            Err(FetchError::Row { error, attempts }) => return Ok(unless_failed(fail(error, attempts))),
+            Err(FetchError::Row { error, attempts }) => return failed(error, attempts),
             Err(FetchError::Fatal(message)) => return Err(PipelineError::Fatal(message)),
         };
         let bytes = fetched.bytes;
         job.progress.bytes_fetched.fetch_add(bytes.len() as u64, Relaxed);
         if bytes.len() as u64 > row.bytes {
-            return Ok(unless_failed(fail(grown(row, bytes.len()), fetched.attempts)));
+            return failed(grown(row, bytes.len()), fetched.attempts);
         }
         let looked = self.look_at(chunk, index, bytes.clone()).await;
         match looked {
@@ -214,7 +218,7 @@ impl Annotator {
                 Ok(Some(ReadRow { facts, bytes, grant }))
             }
             Ok(None) => Ok(None),
-            Err(Fault::Row(error)) => Ok(unless_failed(fail(error, fetched.attempts))),
+            Err(Fault::Row(error)) => failed(error, fetched.attempts),
             Err(Fault::Fatal(message)) => Err(PipelineError::Fatal(message)),
         }
     }
@@ -275,9 +279,10 @@ impl Annotator {
         prepared
             .try_for_each(|batch| {
                 // An error means that the device stage has ended with an error, which is what the caller gets.
-                future::ok(if !batch.images.is_empty() {
-                    drop(out.send(batch))
-                })
+                if !batch.images.is_empty() {
+                    drop(out.send(batch));
+                }
+                future::ready(Ok(()))
             })
             .await
     }
@@ -347,11 +352,6 @@ impl Annotator {
         });
         session.await?
     }
-}
-
-/// Says that a row has no further way, because its failure is put down.
-const fn unless_failed<T>(_put_down: ()) -> Option<T> {
-    None
 }
 
 fn check_limits(limits: &RuntimeLimits) -> Result<(), PipelineError> {

@@ -429,7 +429,8 @@ impl FakeSequence {
 
 impl Drop for FakeBackend {
     fn drop(&mut self) {
-        if !std::thread::panicking() && !(self.images.is_empty() && self.in_flight.is_empty()) {
+        let held = !self.images.is_empty() || !self.in_flight.is_empty();
+        if held && !std::thread::panicking() {
             let (images, sequences) = (self.images.len(), self.in_flight.len());
             self.breach(format!("closed with {images} images and {sequences} sequences"));
         }

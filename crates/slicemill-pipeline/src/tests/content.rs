@@ -102,7 +102,7 @@ fn an_image_is_encoded_once_however_many_questions_it_has() {
             assert!(number == 0 || (row.flops.vision, row.flops.projector) == (0, 0));
         }
         assert_eq!((timing.prefill_ms, timing.decode_ms), (0.75, 1.5));
-        assert!(timing.batch_views >= rows[0].slices + 1 && timing.batch_fill > 0.0);
+        assert!(timing.batch_views > rows[0].slices && timing.batch_fill > 0.0);
     }
     let counts = rig.close();
     assert_eq!(counts.encoded.len(), 10);
