@@ -220,7 +220,7 @@ fn check_value(key: &Key, value: &Value) -> Result<(), (String, String)> {
         (Kind::Text, Value::String(text)) if !text.trim().is_empty() => Ok(()),
         (Kind::Choice(words), Value::String(text)) => check_word(key, words, text),
         (Kind::TextList, Value::Array(items)) if !items.is_empty() => {
-            match items.iter().find(|item| !item.as_str().is_some_and(|text| !text.trim().is_empty())) {
+            match items.iter().find(|item| item.as_str().is_none_or(|text| text.trim().is_empty())) {
                 Some(item) => {
                     Err((format!("{} in {} is not a text", shorten(&item.to_string()), key.path), about(key)))
                 }

@@ -245,7 +245,7 @@ impl Check<'_> {
             (None, None) => chunk_default,
         };
         let shard_rows = output.shard_rows.unwrap_or_else(|| chunk_rows.saturating_mul(shard_chunks));
-        if shard_rows % chunk_rows != 0 {
+        if !shard_rows.is_multiple_of(chunk_rows) {
             let (shard, chunk) = (self.draft.spelled("output.shard_rows"), self.draft.spelled("output.chunk_rows"));
             self.refuse(
                 "output.shard_rows",
@@ -281,5 +281,5 @@ fn row_token_bytes_max(card: &ModelCard, policy: &SlicingPolicy) -> u64 {
 
 /// The largest divisor of `rows` that is at most `limit`.
 fn divisor_up_to(rows: u32, limit: u32) -> u32 {
-    (1..=limit.min(rows)).rev().find(|divisor| rows % divisor == 0).unwrap_or(1)
+    (1..=limit.min(rows)).rev().find(|divisor| rows.is_multiple_of(*divisor)).unwrap_or(1)
 }
