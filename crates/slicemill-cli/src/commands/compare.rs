@@ -94,7 +94,7 @@ fn difference(one: &ContentRow, other: &ContentRow, cosine_min: f64, smallest: &
         let cosine = cosine(a, b);
         *smallest = Some(smallest.map_or(cosine, |before| before.min(cosine)));
         // Not a number is never near.
-        return (!(cosine >= cosine_min)).then(|| format!("cosine {cosine:.6}"));
+        return (cosine.is_nan() || cosine < cosine_min).then(|| format!("cosine {cosine:.6}"));
     }
     (one.text != other.text).then(|| {
         let shown = |row: &ContentRow| row.text.clone().unwrap_or_default();
