@@ -1,5 +1,13 @@
 //! One integration-test binary: architecture, tidiness, and the program as a person would run it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking and say what they measured"
+)]
+
 mod bars;
 mod broken;
 mod captions;
