@@ -27,8 +27,7 @@ import questions
 from questions import ALPHABET, BACKGROUNDS, COLOURS, SHAPES
 from slicing import SIDE, Plan, plan
 
-PALETTE = {"red": (222, 38, 38), "orange": (245, 140, 20), "yellow": (250, 222, 40),
-           "green": (38, 160, 66), "blue": (40, 84, 222), "purple": (150, 56, 184)}
+PALETTE = {"red": (222, 38, 38), "yellow": (250, 222, 40), "green": (38, 160, 66), "blue": (40, 84, 222), "purple": (150, 56, 184)}
 BACKGROUND_LEVEL = {"white": 248, "gray": 140, "black": 10}
 CAP_HEIGHT_EM = 0.729       # DejaVu Sans Bold
 TEXT_LENGTH = 3             # distinct characters
@@ -213,7 +212,7 @@ def _place_items(rng, width, height, wanted, blocked) -> list[Item] | None:
                 radius + gap, height - radius - gap)
             fx, fy = 4 * x / width, 4 * y / height
             cell = int(fx), int(fy)
-            if cell in cells or not all(0.08 < f % 1 < 0.92 for f in (fx, fy)):
+            if cell in cells or not all(0.2 < f % 1 < 0.8 for f in (fx, fy)):
                 continue
             if any(math.hypot(x - i.x, y - i.y) < radius + i.radius + 2 * unit for i in items):
                 continue
@@ -311,14 +310,10 @@ def _polygon(item: Item) -> np.ndarray:
     elif item.shape == "triangle":
         points = [(r * math.cos(a), r * math.sin(a) + 0.12 * r)
                   for a in (-math.pi / 2, math.pi / 6, 5 * math.pi / 6)]
-    elif item.shape == "star":
+    else:
         points = [((r if k % 2 == 0 else 0.42 * r) * math.cos(k * math.pi / 5 - math.pi / 2),
                    (r if k % 2 == 0 else 0.42 * r) * math.sin(k * math.pi / 5 - math.pi / 2))
                   for k in range(10)]
-    else:
-        a, b = 0.32 * r, 0.95 * r
-        points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a),
-                  (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
     turn = math.radians(item.angle)
     c, s = math.cos(turn), math.sin(turn)
     return np.array([(item.x + c * px - s * py, item.y + s * px + c * py) for px, py in points])

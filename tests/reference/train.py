@@ -296,8 +296,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100, help="whole run, from its first start")
     parser.add_argument("--until", type=float, help="end at this Unix time instead")
     parser.add_argument("--dense-minutes", type=float, default=15)
-    parser.add_argument("--overview-minutes", type=float, default=28)
-    parser.add_argument("--middle-minutes", type=float, default=55)
+    parser.add_argument("--overview-minutes", type=float, default=50)
+    parser.add_argument("--middle-minutes", type=float, default=72)
     parser.add_argument("--dense-weight", type=float, default=0.3)
     parser.add_argument("--crammed", type=float, default=0.4,
                         help="share of batches without language in the overview stage")
