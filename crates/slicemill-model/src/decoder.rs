@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::config::DecoderConfig;
-use crate::error::ModelError;
+use crate::error::Loaded;
 use crate::kv_cache::Batch;
 use crate::ops::{Embedding, Engine, HostRows, Linear, Loader, Place, RmsNorm, silu_mul};
 
@@ -54,7 +54,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    fn load(config: &DecoderConfig, prefix: &str, loader: Loader<'_>) -> std::result::Result<Self, ModelError> {
+    fn load(config: &DecoderConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         let names = |names: &[&str]| -> Vec<String> { names.iter().map(|name| format!("{prefix}.{name}")).collect() };
         let norm = |name: &str| loader.rms_norm(&format!("{prefix}.{name}"), config.eps);
         let head_norm = |name: &str| config.qk_norm.then(|| norm(name)).transpose();
@@ -77,12 +77,7 @@ impl Layer {
 }
 
 impl Decoder {
-    pub(crate) fn load(
-        config: &DecoderConfig,
-        prefix: &str,
-        context: usize,
-        loader: Loader<'_>,
-    ) -> std::result::Result<Self, ModelError> {
+    pub(crate) fn load(config: &DecoderConfig, prefix: &str, context: usize, loader: Loader<'_>) -> Loaded<Self> {
         let embedding = loader.tensor(&format!("{prefix}.embed_tokens.weight"))?;
         let head = if config.tied {
             Linear::new(loader.place, &embedding, None)?
@@ -91,7 +86,7 @@ impl Decoder {
         };
         let layers = (0..config.layers)
             .map(|i| Layer::load(config, &format!("{prefix}.layers.{i}"), loader))
-            .collect::<std::result::Result<_, _>>()?;
+            .collect::<Loaded<_>>()?;
         Ok(Self {
             place: loader.place.clone(),
             embedding: Embedding::new(embedding),

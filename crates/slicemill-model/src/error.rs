@@ -43,6 +43,9 @@ pub enum ModelError {
     Device(String),
 }
 
+/// What loading gives.
+pub(crate) type Loaded<T> = Result<T, ModelError>;
+
 fn list(problems: &[String]) -> String {
     let noun = if problems.len() == 1 { "tensor does" } else { "tensors do" };
     format!("{} {noun} not fit config.json:\n  {}", problems.len(), problems.join("\n  "))

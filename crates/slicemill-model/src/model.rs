@@ -7,7 +7,7 @@ use slicemill_pipeline::PreparedView;
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
-use crate::error::ModelError;
+use crate::error::Loaded;
 use crate::kernels;
 use crate::manifest::{DECODER, PROJECTOR, VISION};
 use crate::ops::{Engine, Loader, Place};
@@ -34,12 +34,7 @@ impl Model {
     ///
     /// # Errors
     /// When the device has no room for them.
-    pub fn load(
-        config: &ModelConfig,
-        weights: &Weights,
-        context: usize,
-        place: &Place,
-    ) -> std::result::Result<Self, ModelError> {
+    pub fn load(config: &ModelConfig, weights: &Weights, context: usize, place: &Place) -> Loaded<Self> {
         let loader = Loader { weights, place };
         Ok(Self {
             place: place.clone(),
@@ -87,7 +82,8 @@ impl Model {
             .map(|view| PatchGrid { high: view.patches_high as usize, wide: view.patches_wide as usize })
             .collect();
         let patches: usize = grids.iter().map(|grid| grid.patches()).sum();
-        let values: Vec<f32> = views.iter().flat_map(|view| view.patches.iter().copied()).collect();
+        let mut values = Vec::with_capacity(views.iter().map(|view| view.patches.len()).sum());
+        views.iter().for_each(|view| values.extend_from_slice(&view.patches));
         if patches == 0 || !values.len().is_multiple_of(patches) {
             candle_core::bail!("{patches} patches cannot have {} values", values.len());
         }

@@ -8,7 +8,7 @@
 use candle_core::{CpuStorage, DType, Device, Result, Storage, StorageRef, Tensor, bail};
 
 use crate::checkpoint::Weights;
-use crate::error::ModelError;
+use crate::error::Loaded;
 use crate::kernels::{self, Activation, Epilogue, Isa, PackedMatrix};
 
 /// What computes.
@@ -102,15 +102,15 @@ pub(crate) struct Loader<'a> {
 
 impl Loader<'_> {
     /// A tensor as it is stored.
-    pub fn tensor(&self, name: &str) -> std::result::Result<Tensor, ModelError> {
+    pub fn tensor(&self, name: &str) -> Loaded<Tensor> {
         self.weights.tensor(name, self.place.dtype, &self.place.device)
     }
 
     /// One linear layer with the outputs of all `names`, one after the other: `NAME.weight`, and `NAME.bias` if `bias`.
-    pub fn linear(&self, names: &[String], bias: bool) -> std::result::Result<Linear, ModelError> {
-        let all = |suffix: &str| -> std::result::Result<Tensor, ModelError> {
+    pub fn linear(&self, names: &[String], bias: bool) -> Loaded<Linear> {
+        let all = |suffix: &str| -> Loaded<Tensor> {
             let parts: Vec<Tensor> =
-                names.iter().map(|n| self.tensor(&format!("{n}.{suffix}"))).collect::<std::result::Result<_, _>>()?;
+                names.iter().map(|n| self.tensor(&format!("{n}.{suffix}"))).collect::<Loaded<_>>()?;
             Ok(Tensor::cat(&parts, 0)?)
         };
         let bias = if bias { Some(all("bias")?) } else { None };
@@ -118,13 +118,13 @@ impl Loader<'_> {
     }
 
     /// A layer norm: `NAME.weight` and `NAME.bias`.
-    pub fn layer_norm(&self, name: &str, eps: f32) -> std::result::Result<LayerNorm, ModelError> {
+    pub fn layer_norm(&self, name: &str, eps: f32) -> Loaded<LayerNorm> {
         let part = |suffix: &str| Norm::new(self.place, self.weights.values(&format!("{name}.{suffix}"))?);
         Ok(LayerNorm { weight: part("weight")?, bias: part("bias")?, eps, place: self.place.clone() })
     }
 
     /// An RMS norm: `NAME.weight`.
-    pub fn rms_norm(&self, name: &str, eps: f32) -> std::result::Result<RmsNorm, ModelError> {
+    pub fn rms_norm(&self, name: &str, eps: f32) -> Loaded<RmsNorm> {
         let weight = Norm::new(self.place, self.weights.values(&format!("{name}.weight"))?)?;
         Ok(RmsNorm { weight, eps, place: self.place.clone() })
     }
@@ -218,7 +218,7 @@ struct Norm {
 }
 
 impl Norm {
-    fn new(place: &Place, host: Vec<f32>) -> std::result::Result<Self, ModelError> {
+    fn new(place: &Place, host: Vec<f32>) -> Loaded<Self> {
         let tensor = Tensor::from_slice(&host, host.len(), &place.device)?;
         Ok(Self { host, tensor })
     }

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 pub use resampler::Resampler;
 
 use crate::config::{ModelConfig, ProjectorConfig};
-use crate::error::ModelError;
+use crate::error::Loaded;
 use crate::ops::Loader;
 use crate::position::PatchGrid;
 
@@ -18,11 +18,7 @@ pub enum Projector {
 }
 
 impl Projector {
-    pub(crate) fn load(
-        config: &ModelConfig,
-        prefix: &str,
-        loader: Loader<'_>,
-    ) -> std::result::Result<Self, ModelError> {
+    pub(crate) fn load(config: &ModelConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         match config.projector {
             ProjectorConfig::Resampler { grid, heads } => {
                 Ok(Self::Resampler(Resampler::load(config.decoder.width, grid, heads, prefix, loader)?))

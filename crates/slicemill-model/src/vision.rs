@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 pub use clip::Clip;
 
 use crate::config::ClipConfig;
-use crate::error::ModelError;
+use crate::error::Loaded;
 use crate::ops::Loader;
 use crate::position::PatchGrid;
 
@@ -27,7 +27,7 @@ pub enum VisionTower {
 }
 
 impl VisionTower {
-    pub(crate) fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> std::result::Result<Self, ModelError> {
+    pub(crate) fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         Ok(Self::Clip(Clip::load(config, prefix, loader)?))
     }
 

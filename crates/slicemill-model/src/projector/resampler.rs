@@ -10,7 +10,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::attention::{Queries, attend_segments};
-use crate::error::ModelError;
+use crate::error::Loaded;
 use crate::kernels::AttentionShape;
 use crate::ops::{LayerNorm, Linear, Loader, Place, add_tables};
 use crate::position::{PatchGrid, PositionTable};
@@ -36,13 +36,7 @@ pub struct Resampler {
 }
 
 impl Resampler {
-    pub(crate) fn load(
-        width: usize,
-        grid: usize,
-        heads: usize,
-        prefix: &str,
-        loader: Loader<'_>,
-    ) -> std::result::Result<Self, ModelError> {
+    pub(crate) fn load(width: usize, grid: usize, heads: usize, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         let place = loader.place;
         let name = |name: &str| format!("{prefix}.{name}");
         let (weight, bias) = (loader.tensor(&name("attn.in_proj_weight"))?, loader.tensor(&name("attn.in_proj_bias"))?);

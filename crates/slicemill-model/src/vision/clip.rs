@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use super::PackedViews;
 use crate::attention::{Queries, attend_segments};
 use crate::config::ClipConfig;
-use crate::error::ModelError;
+use crate::error::Loaded;
 use crate::kernels::{Activation, AttentionShape};
 use crate::ops::{Engine, HostRows, LayerNorm, Linear, Loader, Place};
 use crate::position::PositionTable;
@@ -35,7 +35,7 @@ struct Layer {
 }
 
 impl Clip {
-    pub(crate) fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> std::result::Result<Self, ModelError> {
+    pub(crate) fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         let (place, width) = (loader.place, config.width);
         let embeddings = |name: &str| format!("{prefix}.embeddings.{name}");
         let patch = loader.tensor(&embeddings("patch_embedding.weight"))?.flatten_from(1)?;
@@ -45,7 +45,7 @@ impl Clip {
         let class: Vec<f32> = class.iter().zip(first).map(|(class, position)| class + position).collect();
         let layers = (0..config.layers)
             .map(|i| Layer::load(config, &format!("{prefix}.encoder.layers.{i}"), loader))
-            .collect::<std::result::Result<_, _>>()?;
+            .collect::<Loaded<_>>()?;
         Ok(Self {
             place: place.clone(),
             attention: AttentionShape { heads: config.heads, kv_heads: config.heads, head_dim: width / config.heads },
@@ -82,7 +82,7 @@ impl Clip {
 }
 
 impl Layer {
-    fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> std::result::Result<Self, ModelError> {
+    fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         let names = |names: &[&str]| -> Vec<String> { names.iter().map(|name| format!("{prefix}.{name}")).collect() };
         Ok(Self {
             norm1: loader.layer_norm(&format!("{prefix}.layer_norm1"), config.eps)?,
