@@ -125,8 +125,8 @@ impl Default for RuntimeLimits {
             sequences_max: 32,
             fetch_concurrency: 16,
             window_bytes_max: 64 << 20,
-            prepared_bytes_max: 128 << 20,
-            decode_bytes_max: 1 << 30,
+            prepared_bytes_max: 72 << 20,
+            decode_bytes_max: 256 << 20,
             transient_retries_max: 3,
         }
     }
