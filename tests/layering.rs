@@ -6,7 +6,7 @@ use std::process::Command;
 /// Each crate with the workspace crates and the libraries of consequence that it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("slicemill-core", &["serde", "thiserror"]),
-    ("slicemill-image", &["slicemill-core", "image", "rayon"]),
+    ("slicemill-image", &["slicemill-core", "image"]),
     ("slicemill-pipeline", &["slicemill-core", "slicemill-image", "futures", "tokio", "rayon"]),
     (
         "slicemill-model",

@@ -38,7 +38,8 @@ run() {
     for device in cpu cuda:0; do
         local name=${device%%:*}
         "$program" encode "$repo/examples/images" -o "$out/tokens-$name" --devices "$device" --progress off
-        /usr/bin/time -f "$name caption %es" "$program" caption "$repo/examples/images" -o "$out/captions-$name" \
+        echo "caption on $device:"
+        time "$program" caption "$repo/examples/images" -o "$out/captions-$name" \
             --devices "$device" --progress off
     done
     "$program" compare "$out/tokens-cpu" "$out/tokens-cuda" --cosine-min 0.999

@@ -8,8 +8,8 @@ fn main() -> ExitCode {
 }
 
 /// Image buffers of every size come and go on many threads. By default the GNU C library keeps arenas per thread for
-/// them, each of which holds on to what it freed, so that memory grows with the length of a run. With one arena it stays
-/// flat at the same speed: buffers are few and large, and small values are cached per thread.
+/// them, each of which holds on to what it freed, so that memory grows with the length of a run. One arena grows
+/// far less at the same speed: buffers are few and large, and small values are cached per thread.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn keep_memory_flat() {
     #[allow(unsafe_code, reason = "the C library's allocator has no other interface")]
