@@ -14,6 +14,8 @@ from . import beams
 from .towers import Weights
 
 NEW_TOKENS = 24
+# The generation that the published evaluation scripts pin (4.37).
+PINNED = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 40)
 
 
 def with_rope_scaling(config: dict) -> dict:
@@ -79,7 +81,7 @@ def generate(model, embeds: Tensor, eos: list[int], **settings):
 def new_ids(output) -> list[int]:
     """transformers before 4.40 puts a BOS in front."""
     ids = output.sequences[0].tolist()
-    return ids[1:] if tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 40) else ids
+    return ids[1:] if PINNED else ids
 
 
 def until_end(ids: list[int], eos: list[int], keep: bool) -> list[int]:

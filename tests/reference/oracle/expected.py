@@ -10,7 +10,7 @@ import PIL
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from . import decoders
 from .check import three_rows, view_record
@@ -135,7 +135,7 @@ def record(family: Family, about: str, images: Path, prompts: list[str], with_be
 def write(folder: Path, index: dict, tensors: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").write_text(compact(index) + "\n", encoding="utf-8")
-    save_file(tensors, folder / "tensors.safetensors")
+    (folder / "tensors.safetensors").write_bytes(save(tensors))  # save_file would make it private
 
 
 def describe_images(folder: Path) -> None:

@@ -242,7 +242,7 @@ def minicpmv_26() -> Layout:
     checkpoint.decoder("llm.", text, qkv_bias=True)
     tokenizer = bpe.tokenizer(CORPUS, 150, QWEN_TOKENS)
     config, files = minicpm(2.6, text, checkpoint, CHATML, tokenizer, ["<|im_end|>", "<|endoftext|>"])
-    return Layout("MiniCPM-V 2.6", config, checkpoint, files, seed=7)
+    return Layout("MiniCPM-V 2.6", config, checkpoint, files, seed=14)
 
 
 def minicpmv_45() -> Layout:
