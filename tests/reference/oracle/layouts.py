@@ -32,7 +32,6 @@ class Layout:
     files: dict = field(default_factory=dict)  # name -> JSON value
     sentencepiece: dict | None = None  # written into the recipe; None: tokenizer files are in `files`
     seed: int = 1
-    extra_runs: list[tuple[str, str]] = field(default_factory=list)  # (variant, question) for the first image
 
 
 def clip_config(width: int, layers: int, inner: int, heads: int) -> dict:
