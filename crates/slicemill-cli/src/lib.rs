@@ -11,6 +11,7 @@ mod args;
 mod commands;
 mod document;
 mod exit;
+mod memory;
 mod models;
 mod printing;
 mod progress;
@@ -26,6 +27,7 @@ use exit::Failure;
 use printing::Printer;
 
 pub use exit::Exit;
+pub use memory::configure as configure_memory;
 
 /// Runs the program with these arguments, the first of which is its name.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Exit {

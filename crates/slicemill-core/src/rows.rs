@@ -33,6 +33,8 @@ pub struct ContentRow {
     pub visual_tokens: u32,
     /// Prompt tokens: text, separators and visual tokens.
     pub prompt_tokens: u32,
+    /// Prompt tokens beyond the model's longest prompt, which were cut off at its end.
+    pub prompt_cut: u32,
     /// Generated tokens, the stop token not counted.
     pub output_tokens: u32,
     /// Compute of this row; an image's vision and projector compute stands on its first row only.

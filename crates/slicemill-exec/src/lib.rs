@@ -49,7 +49,7 @@ pub use job::{Difference, Job, JobDraft, JobError, JobFile, RunOptions};
 pub use plan_summary::{MeasuredRate, PlanSummary, measure_rate, plan_job};
 pub use report::{Report, read_report};
 pub use retry::{RetrySummary, retry_job};
-pub use run::{RunObserver, RunRecord, RunSummary, RunTotals, run_job};
+pub use run::{RunObserver, RunRecord, RunSummary, RunTotals, run_job, runtime_limits};
 pub use sql::{QueryResult, query_output};
 pub use stop::StopSignal;
 pub use verify::{Check, Verification, verify_output};

@@ -40,6 +40,7 @@ fn content_array(column: &Column, spec: &ContentSpec, rows: &[ContentRow]) -> Re
         "slices" => u32s(each().map(|row| row.slices)),
         "visual_tokens" => u32s(each().map(|row| row.visual_tokens)),
         "prompt_tokens" => u32s(each().map(|row| row.prompt_tokens)),
+        "prompt_cut" => u32s(each().map(|row| row.prompt_cut)),
         "output_tokens" => u32s(each().map(|row| row.output_tokens)),
         "vision_flops" => u64s(each().map(|row| row.flops.vision)),
         "projector_flops" => u64s(each().map(|row| row.flops.projector)),
@@ -187,6 +188,7 @@ pub fn content_rows(batch: &RecordBatch) -> Result<Vec<ContentRow>, IoError> {
                 slices: cells.number::<UInt32Type>("slices", row)?,
                 visual_tokens: cells.number::<UInt32Type>("visual_tokens", row)?,
                 prompt_tokens: cells.number::<UInt32Type>("prompt_tokens", row)?,
+                prompt_cut: cells.number::<UInt32Type>("prompt_cut", row)?,
                 output_tokens: cells.number::<UInt32Type>("output_tokens", row)?,
                 flops: Flops {
                     vision: cells.number::<UInt64Type>("vision_flops", row)?,

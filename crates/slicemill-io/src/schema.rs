@@ -155,7 +155,7 @@ const KEY: Column = column("key", ColumnType::Text, "key of the input, unique in
 const SOURCE: Column = column("source", ColumnType::Text, "URL of the input");
 
 /// What content datasets have in common.
-const IMAGE: [Column; 20] = [
+const IMAGE: [Column; 21] = [
     KEY,
     SOURCE,
     column("sha256", ColumnType::Text, "SHA-256 of the input's bytes, hex"),
@@ -169,6 +169,7 @@ const IMAGE: [Column; 20] = [
     column("slices", ColumnType::U32, "slices, the overview not counted"),
     column("visual_tokens", ColumnType::U32, "visual tokens, separators not counted"),
     column("prompt_tokens", ColumnType::U32, "prompt tokens: text, separators and visual tokens"),
+    column("prompt_cut", ColumnType::U32, "prompt tokens beyond the model's longest prompt, cut off at its end"),
     column("output_tokens", ColumnType::U32, "generated tokens, the stop token not counted"),
     column("vision_flops", ColumnType::U64, "compute of the vision tower; on an image's first row only"),
     column("projector_flops", ColumnType::U64, "compute of the projector; on an image's first row only"),

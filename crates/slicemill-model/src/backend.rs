@@ -40,8 +40,6 @@ const CACHED_BYTES: usize = 32 << 20;
 pub struct CandleBackend {
     model: Arc<Model>,
     prompts: Arc<PromptAssembler>,
-    /// Stop tokens.
-    eos: Vec<u32>,
     limits: BackendLimits,
     context: usize,
     pool: Option<rayon::ThreadPool>,
@@ -85,6 +83,8 @@ struct InFlight {
     sampler: Sampler,
     produced: Vec<u32>,
     prompt_tokens: usize,
+    /// Tokens that were cut off the prompt.
+    prompt_cut: usize,
     tokens_max: usize,
     prefill_ms: f32,
     decode_start: Instant,
@@ -117,7 +117,6 @@ impl CandleBackend {
     pub(crate) fn new(
         model: Arc<Model>,
         prompts: Arc<PromptAssembler>,
-        eos: Vec<u32>,
         context: usize,
         options: &BackendOptions,
     ) -> Result<Self, BackendError> {
@@ -145,7 +144,6 @@ impl CandleBackend {
         Ok(Self {
             model,
             prompts,
-            eos,
             limits: BackendLimits {
                 batch_views_max: options.batch_views_max.max(1),
                 batch_patches_max: options.batch_patches_max.max(1),
@@ -181,11 +179,10 @@ impl CandleBackend {
         images.iter().try_for_each(|image| self.check(image))?;
         let views: Vec<_> = images.iter().flat_map(|image| &image.views).collect();
         let tokens = self.model.encode(&views).map_err(|e| runtime(&e))?;
-        let per_view = tokens.dim(0).map_err(|e| runtime(&e))? / views.len().max(1);
         let mut start = 0;
         let mut kept = Vec::with_capacity(images.len());
         for image in images {
-            let count = image.views.len() * per_view;
+            let count: usize = image.views.iter().map(|view| self.model.tokens_of(view)).sum();
             // Copied, so that an image that is released frees its memory.
             let tokens = tokens.narrow(0, start, count).and_then(|t| t.force_contiguous()).map_err(|e| runtime(&e))?;
             kept.push(Image { tokens, plan: Arc::clone(&image.plan) });
@@ -205,10 +202,13 @@ impl CandleBackend {
         let Some(image) = self.state.images.get(&request.image.0) else {
             return Err(fatal(format!("image {} is not on this device", request.image.0)));
         };
-        let sequence = self
+        let mut sequence = self
             .prompts
             .assemble(&request.prompt, &image.plan)
             .map_err(|message| row(ErrorClass::ModelFailed, message))?;
+        if self.model.decoder.prefix_depends_on_length(sequence.tokens) {
+            sequence.shared = 0;
+        }
         let tokens = sequence.tokens;
         if tokens >= self.context {
             return Err(too_long(tokens, image.tokens.dim(0).unwrap_or(0), self.context));
@@ -231,6 +231,7 @@ impl CandleBackend {
             sampler,
             produced: Vec::new(),
             prompt_tokens: tokens,
+            prompt_cut: sequence.cut,
             tokens_max,
             prefill_ms: start.elapsed().as_secs_f32() * 1e3,
             decode_start: Instant::now(),
@@ -238,7 +239,7 @@ impl CandleBackend {
         let progress = if tokens_max == 0 {
             Ok(Progress::Ends(FinishReason::Length))
         } else {
-            new.advance(logits.of(0), &self.eos, self.context)
+            new.advance(logits.of(0), self.prompts.eos(), self.context)
         };
         let id = new.id;
         match progress {
@@ -280,10 +281,7 @@ impl CandleBackend {
     fn embed(&self, sequence: &Sequence, start: usize, visual: &Tensor) -> candle_core::Result<Tensor> {
         let (mut position, mut next_visual, mut parts) = (0, 0, Vec::with_capacity(sequence.pieces.len()));
         for piece in &sequence.pieces {
-            let length = match piece {
-                Piece::Tokens(ids) => ids.len(),
-                Piece::View(tokens) => *tokens,
-            };
+            let length = piece.tokens();
             let skipped = start.saturating_sub(position).min(length);
             if skipped < length {
                 parts.push(match piece {
@@ -307,6 +305,7 @@ impl CandleBackend {
             text,
             finish,
             prompt_tokens: small(done.prompt_tokens),
+            prompt_cut: small(done.prompt_cut),
             prefill_ms: done.prefill_ms,
             decode_ms: done.decode_start.elapsed().as_secs_f32() * 1e3,
         });
@@ -359,7 +358,7 @@ impl CandleBackend {
             let sequences = std::mem::take(&mut self.state.in_flight);
             for (mut sequence, logits) in sequences.into_iter().zip(rows) {
                 let (id, slot) = (sequence.id, sequence.slot);
-                let ended = match sequence.advance(logits, &self.eos, self.context) {
+                let ended = match sequence.advance(logits, self.prompts.eos(), self.context) {
                     Ok(Progress::Goes) => {
                         self.state.in_flight.push(sequence);
                         continue;

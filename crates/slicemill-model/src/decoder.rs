@@ -1,13 +1,15 @@
 //! The language model: RMS norm, rotary positions, grouped attention over a cache, gated MLP.
 //!
-//! Options cover LLaMA (none), Qwen2 (`qkv_bias`), Qwen3 (`qk_norm`), explicit head size and a tied output matrix.
+//! Options cover LLaMA (none), Qwen2 (`qkv_bias`), Qwen3 (`qk_norm`), MiniCPM4 (longrope), an explicit head size, a tied
+//! output matrix and scaled embeddings.
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, Names};
 use crate::error::Loaded;
 use crate::kv_cache::Batch;
 use crate::ops::{Embedding, Engine, HostRows, Linear, Loader, Place, RmsNorm, silu_mul};
+use crate::rope::Rope;
 
 /// A decoder-only transformer.
 #[derive(Debug)]
@@ -19,26 +21,6 @@ pub struct Decoder {
     norm: RmsNorm,
     head: Linear,
     rope: Rope,
-}
-
-/// Cosines and sines of every position, `[context, head_dim / 2]`.
-#[derive(Debug)]
-pub(crate) struct Rope {
-    pub cos: Vec<f32>,
-    pub sin: Vec<f32>,
-    pub half: usize,
-}
-
-impl Rope {
-    /// Angles `position · theta^(−2i / head_dim)`, in f32 as the reference computes them.
-    fn new(theta: f64, head_dim: usize, context: usize) -> Self {
-        let half = head_dim / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
-        let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
-        Self { cos, sin, half }
-    }
 }
 
 #[derive(Debug)]
@@ -77,12 +59,13 @@ impl Layer {
 }
 
 impl Decoder {
-    pub(crate) fn load(config: &DecoderConfig, prefix: &str, context: usize, loader: Loader<'_>) -> Loaded<Self> {
+    pub(crate) fn load(config: &DecoderConfig, names: &Names, context: usize, loader: Loader<'_>) -> Loaded<Self> {
+        let prefix = &names.decoder;
         let embedding = loader.tensor(&format!("{prefix}.embed_tokens.weight"))?;
         let head = if config.tied {
             Linear::new(loader.place, &embedding, None)?
         } else {
-            loader.linear(&["lm_head".to_owned()], false)?
+            Linear::new(loader.place, &loader.tensor(&names.head)?, None)?
         };
         let layers = (0..config.layers)
             .map(|i| Layer::load(config, &format!("{prefix}.layers.{i}"), loader))
@@ -93,14 +76,23 @@ impl Decoder {
             layers,
             norm: loader.rms_norm(&format!("{prefix}.norm"), config.eps)?,
             head,
-            rope: Rope::new(config.rope_theta, config.attention.head_dim, context),
+            rope: Rope::new(config, context),
             config: config.clone(),
         })
     }
 
     /// Embeddings of text tokens, `[ids, width]`.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        self.embedding.forward(ids)
+        let embedded = self.embedding.forward(ids)?;
+        match self.config.embedding_scale {
+            1.0 => Ok(embedded),
+            scale => embedded * f64::from(scale),
+        }
+    }
+
+    /// Whether the keys of a prompt's prefix depend on the length of the prompt.
+    pub(crate) fn prefix_depends_on_length(&self, tokens: usize) -> bool {
+        self.rope.depends_on_length(tokens)
     }
 
     /// Bytes of the weights that one step reads.

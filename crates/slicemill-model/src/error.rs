@@ -46,9 +46,17 @@ pub enum ModelError {
 /// What loading gives.
 pub(crate) type Loaded<T> = Result<T, ModelError>;
 
+/// Lines that an error shows.
+const LINES_MAX: usize = 40;
+
 fn list(problems: &[String]) -> String {
     let noun = if problems.len() == 1 { "tensor does" } else { "tensors do" };
-    format!("{} {noun} not fit config.json:\n  {}", problems.len(), problems.join("\n  "))
+    let shown = problems[..problems.len().min(LINES_MAX)].join("\n  ");
+    let more = match problems.len().saturating_sub(LINES_MAX) {
+        0 => String::new(),
+        n => format!("\n  … and {n} more"),
+    };
+    format!("{} {noun} not fit config.json:\n  {shown}{more}", problems.len())
 }
 
 impl From<candle_core::Error> for ModelError {

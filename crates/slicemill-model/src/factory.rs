@@ -4,20 +4,22 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use candle_core::{DType, Device};
-use slicemill_core::{ModelCard, Schema, SlicePlan, TokenRule};
+use slicemill_core::{ModelCard, SlicePlan};
 use slicemill_pipeline::{Backend, BackendError, BackendFactory, DeviceId};
 
 use crate::backend::CandleBackend;
-use crate::checkpoint::{Part, Weights, fingerprint, weight_files};
-use crate::config::{ModelConfig, small};
+use crate::checkpoint::{Part, Weights, fingerprint};
+use crate::checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder, local_tower};
+use crate::config::{ModelConfig, ProjectorConfig, WindowRounding, small};
 use crate::embedded;
 use crate::error::{ModelError, fatal, row};
 use crate::manifest::manifest;
 use crate::model::Model;
 use crate::ops::Place;
 use crate::prompt::PromptAssembler;
+use crate::tokenizer::TextTokenizer;
 
-/// How backends behave in this run. Never changes results on the CPU.
+/// How backends behave in this run. But for `windows`, nothing here changes results on the CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendOptions {
     /// Views encoded together.
@@ -30,6 +32,9 @@ pub struct BackendOptions {
     pub context_tokens_max: Option<u32>,
     /// Threads of every CPU device; `None` shares the process's pool among them.
     pub cpu_threads: Option<usize>,
+    /// Rounding of the windows of LLaVA-UHD's spatial resampler. It is part of the fingerprint, because it changes what
+    /// comes out.
+    pub windows: WindowRounding,
 }
 
 impl Default for BackendOptions {
@@ -40,6 +45,7 @@ impl Default for BackendOptions {
             sequences_max: 32,
             context_tokens_max: None,
             cpu_threads: None,
+            windows: WindowRounding::F32,
         }
     }
 }
@@ -55,15 +61,6 @@ pub struct CandleFactory {
     options: BackendOptions,
     context: usize,
     on_cpu: Mutex<Weak<Model>>,
-}
-
-/// The three parts of a checkpoint and what names them.
-struct Parts<'a> {
-    name: String,
-    config: (&'a [u8], String),
-    tokenizer: (&'a [u8], String),
-    weights: Weights,
-    fingerprint: String,
 }
 
 impl CandleFactory {
@@ -82,84 +79,64 @@ impl CandleFactory {
             Some(known) => known.clone(),
             None => FINGERPRINT.get_or_init(|| fingerprint(&parts).unwrap_or_default()).clone(),
         };
+        let origin = "tokenizer.json of the embedded model";
         Self::new(
-            Parts {
-                name: "embedded".to_owned(),
-                config: (embedded::CONFIG, "config.json of the embedded model".to_owned()),
-                tokenizer: (embedded::TOKENIZER, "tokenizer.json of the embedded model".to_owned()),
+            Checkpoint {
+                config: ModelConfig::parse(embedded::CONFIG, "config.json of the embedded model")?,
+                tokenizer: TextTokenizer::from_json(embedded::TOKENIZER, origin)?,
+                tokenizer_origin: origin.to_owned(),
+                chat: None,
                 weights: Weights::embedded(embedded::WEIGHTS)?,
-                fingerprint,
             },
+            "embedded".to_owned(),
+            fingerprint,
             options,
         )
     }
 
-    /// A directory with config.json, tokenizer.json and model.safetensors (or shards and their index). The weights are
-    /// mapped: do not change the files while the factory or a backend of it lives.
+    /// A checkpoint directory in a published layout. The weights are mapped: do not change the files while the factory
+    /// or a backend of it lives.
     ///
     /// # Errors
     /// When a file is missing or broken, or when they do not fit together.
     pub fn from_dir(dir: &Path, options: BackendOptions) -> Result<Self, ModelError> {
-        let read = |name: &str| {
-            let path = dir.join(name);
-            let origin = path.display().to_string();
-            match std::fs::read(&path) {
-                Ok(bytes) => Ok((bytes, origin)),
-                Err(e) => Err(ModelError::File { origin, message: format!("cannot be read: {e}") }),
-            }
-        };
-        let (config, tokenizer) = (read("config.json")?, read("tokenizer.json")?);
-        // Before the weights are read: a model of another family is refused at once.
-        ModelConfig::parse(&config.0, &config.1)?;
-        let (files, weights) = (weight_files(dir)?, Weights::open(dir)?);
-        let names: Vec<String> = files
-            .iter()
-            .map(|path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()))
-            .collect();
-        let mut parts = vec![("config.json", Part::Bytes(&config.0)), ("tokenizer.json", Part::Bytes(&tokenizer.0))];
-        parts.extend(names.iter().zip(&files).map(|(name, path)| (name.as_str(), Part::Path(path.as_path()))));
-        Self::new(
-            Parts {
-                name: dir.display().to_string(),
-                fingerprint: fingerprint(&parts)?,
-                config: (&config.0, config.1),
-                tokenizer: (&tokenizer.0, tokenizer.1),
-                weights,
-            },
-            options,
-        )
+        Self::from_files(dir, &dir.display().to_string(), &|reference| local_tower(reference, dir), options)
     }
 
-    fn new(parts: Parts<'_>, options: BackendOptions) -> Result<Self, ModelError> {
-        let config = ModelConfig::parse(parts.config.0, &parts.config.1)?;
-        parts.weights.check(&manifest(&config))?;
-        let prompts = PromptAssembler::new(&config, parts.tokenizer.0, &parts.tokenizer.1)?;
+    /// As [`from_dir`](Self::from_dir), under a name of its own, with the vision tower that the checkpoint refers to
+    /// where `tower` finds it.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir), and those of `tower`.
+    pub fn from_files(
+        dir: &Path,
+        name: &str,
+        tower: TowerFinder<'_>,
+        options: BackendOptions,
+    ) -> Result<Self, ModelError> {
+        let files = CheckpointFiles::read(dir, tower)?;
+        let mut checkpoint = files.open()?;
+        if let ProjectorConfig::Spatial { rounding, .. } = &mut checkpoint.config.projector {
+            *rounding = options.windows;
+        }
+        let fingerprint = files.fingerprint(&checkpoint, options.windows)?;
+        Self::new(checkpoint, name.to_owned(), fingerprint, options)
+    }
+
+    fn new(
+        checkpoint: Checkpoint,
+        name: String,
+        fingerprint: String,
+        options: BackendOptions,
+    ) -> Result<Self, ModelError> {
+        let Checkpoint { config, tokenizer, tokenizer_origin, chat, weights } = checkpoint;
+        weights.check(&manifest(&config))?;
+        let prompts = PromptAssembler::new(&config, tokenizer, chat, &tokenizer_origin)?;
         let context = options
             .context_tokens_max
             .map_or(config.context_tokens_max, |n| config.context_tokens_max.min((n as usize).max(1)));
-        let card = ModelCard {
-            name: parts.name,
-            fingerprint: parts.fingerprint,
-            family: "llava-uhd".to_owned(),
-            policy: config.policy.clone(),
-            token_rule: TokenRule::Queries(small(config.tokens_per_view())),
-            width: small(config.decoder.width),
-            schema: Schema::CommaNewline,
-            normalisation: config.normalisation,
-            shape: config.shape(),
-            context_tokens_max: small(context),
-            default_prompt: config.prompt.default_prompt.clone(),
-            generation: config.generation.clone(),
-        };
-        Ok(Self {
-            card,
-            config,
-            weights: parts.weights,
-            prompts: Arc::new(prompts),
-            options,
-            context,
-            on_cpu: Mutex::default(),
-        })
+        let card = ModelCard { name, fingerprint, context_tokens_max: small(context), ..config.card() };
+        Ok(Self { card, config, weights, prompts: Arc::new(prompts), options, context, on_cpu: Mutex::default() })
     }
 
     /// The model on a device.
@@ -189,8 +166,7 @@ impl CandleFactory {
     }
 
     fn backend(&self, model: Arc<Model>) -> Result<Box<dyn Backend>, BackendError> {
-        let eos = self.config.prompt.eos.clone();
-        Ok(Box::new(CandleBackend::new(model, Arc::clone(&self.prompts), eos, self.context, &self.options)?))
+        Ok(Box::new(CandleBackend::new(model, Arc::clone(&self.prompts), self.context, &self.options)?))
     }
 
     /// Backends that hold the model that CPU devices share.

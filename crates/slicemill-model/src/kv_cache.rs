@@ -11,8 +11,9 @@ use candle_core::{Result, Tensor};
 pub use device::{DeviceBatch, DeviceCache};
 pub use host::{HostSlot, HostSpan};
 
-use crate::decoder::{Layer, Rope};
+use crate::decoder::Layer;
 use crate::kernels::{AttentionShape, Isa};
+use crate::rope::Rope;
 
 /// The sequences of one forward pass.
 #[derive(Debug)]

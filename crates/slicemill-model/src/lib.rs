@@ -22,7 +22,9 @@
 
 mod attention;
 mod backend;
+mod chat_template;
 mod checkpoint;
+mod checkpoint_files;
 mod config;
 mod decoder;
 mod embedded;
@@ -36,17 +38,25 @@ mod ops;
 mod position;
 mod projector;
 mod prompt;
+mod rope;
 mod sampler;
+mod tokenizer;
 mod vision;
 
 #[cfg(test)]
 mod tests;
 
-pub use checkpoint::Weights;
-pub use config::{ClipConfig, DecoderConfig, ModelConfig, ProjectorConfig, PromptConfig};
+pub use chat_template::{ChatOptions, ChatTemplate, Message};
+pub use checkpoint::{HubOptions, Located, OnProgress, TensorInfo, Weights, locate, locate_tower};
+pub use checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder, local_tower};
+pub use config::{
+    ConfigFile, ConfigFiles, DecoderConfig, Family, ModelConfig, Names, Positions, ProjectorConfig, PromptConfig,
+    RopeScaling, Separator, Template, ViewTags, ViewTokens, VisionConfig, VisionKind, WindowRounding,
+};
 pub use error::ModelError;
 pub use factory::{BackendOptions, CandleFactory};
 pub use manifest::{Manifest, manifest};
 pub use model::Model;
 pub use ops::{Engine, Place};
 pub use prompt::{Piece, PromptAssembler, Sequence};
+pub use tokenizer::{Prefer, TextTokenizer};

@@ -5,28 +5,32 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{ClipConfig, DecoderConfig, ModelConfig, ProjectorConfig};
-
-/// Prefix of the vision tower in a LLaVA checkpoint.
-pub(crate) const VISION: &str = "model.vision_tower.vision_tower.vision_model";
-/// Prefix of the projector.
-pub(crate) const PROJECTOR: &str = "model.mm_projector";
-/// Prefix of the language model.
-pub(crate) const DECODER: &str = "model";
+use crate::config::{
+    DecoderConfig, ModelConfig, Names, Positions, ProjectorConfig, SPATIAL_QUERIES, VisionConfig, VisionKind,
+};
+use crate::projector::mlp_names;
 
 /// Names and shapes.
 pub type Manifest = BTreeMap<String, Vec<usize>>;
 
 /// All tensors that the model of `config` needs.
 pub fn manifest(config: &ModelConfig) -> Manifest {
+    let (vision, decoder, names) = (&config.vision, &config.decoder, &config.names);
     let mut list = List(Manifest::new());
-    list.clip(&config.vision, VISION);
+    list.vision(vision, &names.vision);
+    let mut resampler = |queries: usize, positions: Positions| {
+        list.resampler((vision.width, decoder.width), queries, positions, &names.projector);
+    };
     match config.projector {
-        ProjectorConfig::Resampler { grid, .. } => {
-            list.resampler(config.vision.width, config.decoder.width, grid * grid, PROJECTOR);
+        ProjectorConfig::Resampler { queries, positions, .. } => resampler(queries, positions),
+        ProjectorConfig::Spatial { .. } => resampler(SPATIAL_QUERIES as usize, Positions::Stored),
+        ProjectorConfig::Mlp => {
+            let [first, second] = mlp_names(&names.projector);
+            list.linear(&first, vision.width, decoder.width, true);
+            list.linear(&second, decoder.width, decoder.width, true);
         }
     }
-    list.decoder(&config.decoder, DECODER);
+    list.decoder(decoder, names);
     list.0
 }
 
@@ -37,10 +41,10 @@ impl List {
         self.0.insert(format!("{prefix}.{name}"), shape.to_vec());
     }
 
-    fn linear(&mut self, prefix: &str, name: &str, inputs: usize, outputs: usize, bias: bool) {
-        self.add(prefix, &format!("{name}.weight"), &[outputs, inputs]);
+    fn linear(&mut self, name: &str, inputs: usize, outputs: usize, bias: bool) {
+        self.0.insert(format!("{name}.weight"), vec![outputs, inputs]);
         if bias {
-            self.add(prefix, &format!("{name}.bias"), &[outputs]);
+            self.0.insert(format!("{name}.bias"), vec![outputs]);
         }
     }
 
@@ -49,59 +53,74 @@ impl List {
         self.add(prefix, &format!("{name}.bias"), &[width]);
     }
 
-    fn clip(&mut self, config: &ClipConfig, prefix: &str) {
-        let ClipConfig { width, mlp, patch, grid, .. } = *config;
-        self.add(prefix, "embeddings.class_embedding", &[width]);
+    fn vision(&mut self, config: &VisionConfig, prefix: &str) {
+        let VisionConfig { kind, width, mlp, patch, grid, .. } = *config;
         self.add(prefix, "embeddings.patch_embedding.weight", &[width, 3, patch, patch]);
-        self.add(prefix, "embeddings.position_embedding.weight", &[grid * grid + 1, width]);
-        self.layer_norm(prefix, "pre_layrnorm", width);
+        let places = match kind {
+            VisionKind::Clip => {
+                self.add(prefix, "embeddings.class_embedding", &[width]);
+                self.layer_norm(prefix, "pre_layrnorm", width);
+                grid * grid + 1
+            }
+            VisionKind::Siglip => {
+                self.add(prefix, "embeddings.patch_embedding.bias", &[width]);
+                self.layer_norm(prefix, "post_layernorm", width);
+                grid * grid
+            }
+        };
+        self.add(prefix, "embeddings.position_embedding.weight", &[places, width]);
         for i in 0..config.layers {
             let prefix = &format!("{prefix}.encoder.layers.{i}");
             self.layer_norm(prefix, "layer_norm1", width);
             for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-                self.linear(prefix, &format!("self_attn.{name}"), width, width, true);
+                self.linear(&format!("{prefix}.self_attn.{name}"), width, width, true);
             }
             self.layer_norm(prefix, "layer_norm2", width);
-            self.linear(prefix, "mlp.fc1", width, mlp, true);
-            self.linear(prefix, "mlp.fc2", mlp, width, true);
+            self.linear(&format!("{prefix}.mlp.fc1"), width, mlp, true);
+            self.linear(&format!("{prefix}.mlp.fc2"), mlp, width, true);
         }
     }
 
-    fn resampler(&mut self, vision: usize, width: usize, queries: usize, prefix: &str) {
+    fn resampler(&mut self, (vision, width): (usize, usize), queries: usize, positions: Positions, prefix: &str) {
         self.add(prefix, "query", &[queries, width]);
-        self.add(prefix, "pos_embed", &[queries, width]);
+        if positions == Positions::Stored {
+            self.add(prefix, "pos_embed", &[queries, width]);
+        }
         self.add(prefix, "proj", &[width, width]);
-        self.linear(prefix, "kv_proj", vision, width, false);
+        if vision != width {
+            self.linear(&format!("{prefix}.kv_proj"), vision, width, false);
+        }
         self.add(prefix, "attn.in_proj_weight", &[3 * width, width]);
         self.add(prefix, "attn.in_proj_bias", &[3 * width]);
-        self.linear(prefix, "attn.out_proj", width, width, true);
+        self.linear(&format!("{prefix}.attn.out_proj"), width, width, true);
         for name in ["ln_q", "ln_kv", "ln_post"] {
             self.layer_norm(prefix, name, width);
         }
     }
 
-    fn decoder(&mut self, config: &DecoderConfig, prefix: &str) {
-        let (width, attention) = (config.width, config.attention);
+    fn decoder(&mut self, config: &DecoderConfig, names: &Names) {
+        let (width, attention, prefix) = (config.width, config.attention, &names.decoder);
         self.add(prefix, "embed_tokens.weight", &[config.vocab, width]);
         for i in 0..config.layers {
             let prefix = &format!("{prefix}.layers.{i}");
-            self.linear(prefix, "self_attn.q_proj", width, attention.width(), config.qkv_bias);
-            self.linear(prefix, "self_attn.k_proj", width, attention.kv_width(), config.qkv_bias);
-            self.linear(prefix, "self_attn.v_proj", width, attention.kv_width(), config.qkv_bias);
-            self.linear(prefix, "self_attn.o_proj", attention.width(), width, false);
+            let projection = |name: &str| format!("{prefix}.self_attn.{name}");
+            self.linear(&projection("q_proj"), width, attention.width(), config.qkv_bias);
+            self.linear(&projection("k_proj"), width, attention.kv_width(), config.qkv_bias);
+            self.linear(&projection("v_proj"), width, attention.kv_width(), config.qkv_bias);
+            self.linear(&projection("o_proj"), attention.width(), width, false);
             if config.qk_norm {
                 self.add(prefix, "self_attn.q_norm.weight", &[attention.head_dim]);
                 self.add(prefix, "self_attn.k_norm.weight", &[attention.head_dim]);
             }
-            self.linear(prefix, "mlp.gate_proj", width, config.mlp, false);
-            self.linear(prefix, "mlp.up_proj", width, config.mlp, false);
-            self.linear(prefix, "mlp.down_proj", config.mlp, width, false);
+            self.linear(&format!("{prefix}.mlp.gate_proj"), width, config.mlp, false);
+            self.linear(&format!("{prefix}.mlp.up_proj"), width, config.mlp, false);
+            self.linear(&format!("{prefix}.mlp.down_proj"), config.mlp, width, false);
             self.add(prefix, "input_layernorm.weight", &[width]);
             self.add(prefix, "post_attention_layernorm.weight", &[width]);
         }
         self.add(prefix, "norm.weight", &[width]);
         if !config.tied {
-            self.0.insert("lm_head.weight".to_owned(), vec![config.vocab, width]);
+            self.0.insert(names.head.clone(), vec![config.vocab, width]);
         }
     }
 }
@@ -125,7 +144,7 @@ mod tests {
         assert!(other.contains_key("lm_head.weight"));
         assert!(other.contains_key("model.layers.0.self_attn.k_proj.bias"));
         assert!(other.contains_key("model.layers.0.self_attn.q_norm.weight"));
-        let last = format!("{VISION}.encoder.layers.{}.mlp.fc1.bias", config.vision.layers);
+        let last = format!("{}.encoder.layers.{}.mlp.fc1.bias", config.names.vision, config.vision.layers);
         assert!(plain.contains_key(&last) && !other.contains_key(&last));
     }
 }

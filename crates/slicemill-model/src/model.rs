@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
+use slicemill_core::TokenRule;
 use slicemill_pipeline::PreparedView;
 
 use crate::checkpoint::Weights;
@@ -9,7 +10,6 @@ use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::error::Loaded;
 use crate::kernels;
-use crate::manifest::{DECODER, PROJECTOR, VISION};
 use crate::ops::{Engine, Loader, Place};
 use crate::position::PatchGrid;
 use crate::projector::Projector;
@@ -25,6 +25,7 @@ pub struct Model {
     pub place: Place,
     vision: VisionTower,
     projector: Projector,
+    token_rule: TokenRule,
     /// The language model.
     pub decoder: Decoder,
 }
@@ -38,10 +39,19 @@ impl Model {
         let loader = Loader { weights, place };
         Ok(Self {
             place: place.clone(),
-            vision: VisionTower::load(&config.vision, VISION, loader)?,
-            projector: Projector::load(config, PROJECTOR, loader)?,
-            decoder: Decoder::load(&config.decoder, DECODER, context, loader)?,
+            vision: VisionTower::load(&config.vision, &config.names.vision, loader)?,
+            projector: Projector::load(config, loader)?,
+            token_rule: config.token_rule(),
+            decoder: Decoder::load(&config.decoder, &config.names, context, loader)?,
         })
+    }
+
+    /// Visual tokens of a view.
+    pub const fn tokens_of(&self, view: &PreparedView) -> usize {
+        match self.token_rule {
+            TokenRule::Queries(queries) => queries as usize,
+            TokenRule::Patches => (view.patches_wide * view.patches_high) as usize,
+        }
     }
 
     /// Features of the tower, `[Σ patches, vision width]`.

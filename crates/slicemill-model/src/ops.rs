@@ -203,6 +203,7 @@ impl Linear {
                     Activation::None => y,
                     Activation::QuickGelu => (&y * candle_nn::ops::sigmoid(&(&y * 1.702)?)?)?,
                     Activation::GeluTanh => y.gelu()?,
+                    Activation::Gelu => y.gelu_erf()?,
                 };
                 residual.map_or(Ok(y.clone()), |residual| residual + &y)
             }
@@ -345,7 +346,7 @@ mod tests {
         let bias = noise(1, 24).flatten_all().unwrap();
         let residual = noise(37, 24);
         let layers = [&cpu, &candle].map(|place| Linear::new(place, &weight, Some(bias.clone())).unwrap());
-        for activation in [Activation::None, Activation::QuickGelu, Activation::GeluTanh] {
+        for activation in [Activation::None, Activation::QuickGelu, Activation::GeluTanh, Activation::Gelu] {
             let [a, b] = [0, 1].map(|i| layers[i].apply(&x, activation, Some(&residual)).unwrap());
             close(&a, &b);
         }

@@ -1,19 +1,23 @@
 //! From a question and a plan to the sequence the language model sees.
 //!
 //! ```text
-//!   BOS · tokens(template up to {image}) · views and separators · tokens(template from {image}, with the question)
+//!   BOS · tokens(template up to {image}) · views · tokens(template from {image}, with the question)
 //!
-//!   views and separators: slice "," slice "\n" slice "," slice "\n" overview     (LLaVA-UHD's spatial schema)
+//!   views     slice "," slice "\n" slice "," slice "\n" overview                               (LLaVA-UHD)
+//!             <image_id>0</image_id><image>overview</image><slice>…</slice><slice>…</slice>"\n"<slice>…   (MiniCPM-V)
+//!             overview                                                                       (LLaVA-1.5)
 //! ```
 //!
-//! The text before and after the image is tokenised apart, without special tokens. Counting the tokens of a prompt and
-//! assembling it are the same code, so planned counts are exact.
+//! The text before and after the image is tokenised apart, as the reference code does: LLaVA tokenises the chunks around
+//! `<image>` one by one, and MiniCPM-V's tags are special tokens, at which text is split anyway. Counting the tokens of
+//! a prompt and assembling it are the same code, so planned counts are exact.
 
-use slicemill_core::{SlicePlan, ViewKind};
-use tokenizers::Tokenizer;
+use slicemill_core::{SlicePlan, TokenRule, View, ViewKind};
 
-use crate::config::{ModelConfig, PromptConfig};
+use crate::chat_template::{ChatOptions, ChatTemplate, Message};
+use crate::config::{ModelConfig, Separator, Template, ViewTokens};
 use crate::error::ModelError;
+use crate::tokenizer::TextTokenizer;
 
 /// A piece of a sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +28,23 @@ pub enum Piece {
     View(usize),
 }
 
+impl Piece {
+    /// Its tokens.
+    pub const fn tokens(&self) -> usize {
+        match self {
+            Self::Tokens(ids) => ids.len(),
+            Self::View(tokens) => *tokens,
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Tokens(ids) => ids.truncate(len),
+            Self::View(tokens) => *tokens = (*tokens).min(len),
+        }
+    }
+}
+
 /// A sequence before it is embedded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
@@ -31,71 +52,119 @@ pub struct Sequence {
     pub pieces: Vec<Piece>,
     /// Tokens of all pieces.
     pub tokens: usize,
+    /// Tokens beyond the longest prompt of the model, which were cut off at the end.
+    pub cut: usize,
     /// Leading tokens that are the same for every question about the same image.
     pub shared: usize,
 }
 
 /// Tokenizer and template of a model.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PromptAssembler {
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
+    wording: Wording,
+    /// Tokens before the image when they do not depend on the question.
     before: Vec<u32>,
-    before_template: String,
-    after_template: String,
     bos: Option<u32>,
-    column: u32,
-    row: u32,
-    tokens_per_view: usize,
+    eos: Vec<u32>,
+    between: Between,
+    token_rule: TokenRule,
+    tokens_max: usize,
+    skip_zero: bool,
+}
+
+/// Text around the image and the question.
+#[derive(Debug)]
+enum Wording {
+    Text { before: String, after: String },
+    Chat(Box<ChatTemplate>),
+}
+
+/// Tokens between views.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Between {
+    Separators { column: u32, row: u32 },
+    Tags { first: Vec<u32>, image: (u32, u32), slice: (u32, u32), row: Vec<u32> },
+    Nothing,
 }
 
 const IMAGE: &str = "{image}";
 const QUESTION: &str = "{question}";
+/// What stands for the image in the text of a chat message.
+const IMAGE_TAG: &str = "(<image>./</image>)";
+/// Where a checkpoint with tags has no chat template.
+const CHATML: (&str, &str) =
+    ("<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>");
 
 impl PromptAssembler {
-    /// Reads tokenizer.json and checks it against the model; `origin` names it in errors.
+    /// Checks a tokenizer, which `origin` names in errors, against its model.
     ///
     /// # Errors
-    /// When it cannot be read, when it has ids the model has no embedding for, or when a separator is not one token.
-    pub fn new(config: &ModelConfig, tokenizer_json: &[u8], origin: &str) -> Result<Self, ModelError> {
+    /// When it has ids the model has no embedding for, lacks a tag, or does not make a separator one token.
+    pub fn new(
+        config: &ModelConfig,
+        tokenizer: TextTokenizer,
+        chat: Option<ChatTemplate>,
+        origin: &str,
+    ) -> Result<Self, ModelError> {
         let problem = |message: String| ModelError::Tokenizer { origin: origin.to_owned(), message };
-        let tokenizer = Tokenizer::from_bytes(tokenizer_json)
-            .map_err(|e| problem(format!("is not a tokenizer in the format of tokenizers ({e})")))?;
-        let (vocab, largest) = (config.decoder.vocab, tokenizer.get_vocab(true).into_values().max().unwrap_or(0));
-        if largest as usize >= vocab {
+        let vocab = config.decoder.vocab;
+        let largest = tokenizer.vocab_len().saturating_sub(1);
+        if largest >= vocab {
             return Err(problem(format!(
                 "has the token id {largest}, and config.json says vocab_size {vocab}; they belong to different models"
             )));
         }
-        let PromptConfig { template, separator_column, separator_row, bos, eos, .. } = &config.prompt;
-        if let Some(id) = bos.iter().chain(eos).find(|&&id| id as usize >= vocab) {
+        let prompt = &config.prompt;
+        let named = prompt.eos_names.iter().filter_map(|name| tokenizer.id_of(name));
+        let mut eos: Vec<u32> = prompt.eos.iter().copied().chain(named).collect();
+        eos.sort_unstable();
+        eos.dedup();
+        if let Some(id) = prompt.bos.iter().chain(&eos).find(|&&id| id as usize >= vocab) {
             return Err(problem(format!("lacks the token id {id} that config.json names as bos or eos")));
         }
-        let (before, after) = template.split_once(IMAGE).unwrap_or((template, ""));
+        let between = Between::new(&prompt.views, &tokenizer, vocab).map_err(&problem)?;
         let mut assembler = Self {
+            wording: wording(&prompt.template, &tokenizer, chat).map_err(&problem)?,
             before: Vec::new(),
-            before_template: before.to_owned(),
-            after_template: after.to_owned(),
-            bos: *bos,
-            column: 0,
-            row: 0,
-            tokens_per_view: config.tokens_per_view(),
+            bos: match prompt.template {
+                Template::Text(_) => prompt.bos,
+                // The whole text is tokenised at once there, with what the tokenizer puts in front.
+                Template::Chat => tokenizer.bos().filter(|_| tokenizer.adds_bos()),
+            },
+            eos,
+            between,
+            token_rule: config.token_rule(),
+            tokens_max: config.prompt_tokens_max.unwrap_or(usize::MAX),
+            skip_zero: prompt.skip_zero,
             tokenizer,
         };
-        assembler.column = assembler.single(separator_column).map_err(&problem)?;
-        assembler.row = assembler.single(separator_row).map_err(&problem)?;
-        assembler.before = assembler.ids(before).map_err(&problem)?;
+        let (before, _) = assembler.around("").map_err(&problem)?;
+        assembler.before = assembler.tokenizer.ids(&before).map_err(&problem)?;
         Ok(assembler)
     }
 
-    fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| format!("{text:?} has no tokens: {e}"))?;
-        Ok(encoding.get_ids().to_vec())
+    /// Tokens that end the output.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
     }
 
-    fn single(&self, separator: &str) -> Result<u32, String> {
-        match self.ids(separator)?.as_slice() {
-            [id] => Ok(*id),
-            ids => Err(format!("makes {} tokens of the separator {separator:?}; it must be one", ids.len())),
+    /// Text before and after the image.
+    fn around(&self, question: &str) -> Result<(String, String), String> {
+        match &self.wording {
+            Wording::Text { before, after } => {
+                Ok((before.replacen(QUESTION, question, 1), after.replacen(QUESTION, question, 1)))
+            }
+            Wording::Chat(template) => {
+                let text = template.render(
+                    &[Message::new("user", format!("{IMAGE_TAG}\n{question}"))],
+                    &ChatOptions::answer().with("enable_thinking", false),
+                )?;
+                let (before, after) = text
+                    .split_once(IMAGE_TAG)
+                    .ok_or_else(|| format!("the chat template leaves out the image {IMAGE_TAG}: {text:?}"))?;
+                Ok((before.to_owned(), after.to_owned()))
+            }
         }
     }
 
@@ -104,25 +173,20 @@ impl PromptAssembler {
     /// # Errors
     /// When the question cannot be tokenised.
     pub fn assemble(&self, question: &str, plan: &SlicePlan) -> Result<Sequence, String> {
-        let question_first = self.before_template.contains(QUESTION);
-        let mut text: Vec<u32> = self.bos.into_iter().collect();
-        if question_first {
-            text.extend(self.ids(&self.before_template.replacen(QUESTION, question, 1))?);
-        } else {
-            text.extend(&self.before);
-        }
-        let mut pieces = vec![Piece::Tokens(text)];
-        for view in plan.views() {
-            pieces.push(Piece::View(self.tokens_per_view));
-            if let ViewKind::Slice { col, .. } = view.kind {
-                let last = col + 1 == plan.grid.cols;
-                pieces.push(Piece::Tokens(vec![if last { self.row } else { self.column }]));
-            }
-        }
-        let image_end = length(&pieces);
-        pieces.push(Piece::Tokens(self.ids(&self.after_template.replacen(QUESTION, question, 1))?));
-        let tokens = length(&pieces);
-        Ok(Sequence { pieces, tokens, shared: if question_first { 0 } else { image_end } })
+        let (before, after) = self.around(question)?;
+        let before = self.tokenizer.ids(&before)?;
+        let same_before = before == self.before;
+        let mut pieces = Pieces::default();
+        pieces.extend(self.bos);
+        pieces.extend(before);
+        self.between.views(&plan.views(), self.token_rule, &mut pieces);
+        let image_end = length(&pieces.0);
+        pieces.extend(self.tokenizer.ids(&after)?);
+        let mut pieces = pieces.0;
+        let all = length(&pieces);
+        let tokens = all.min(self.tokens_max);
+        truncate(&mut pieces, tokens);
+        Ok(Sequence { pieces, tokens, cut: all - tokens, shared: if same_before { image_end.min(tokens) } else { 0 } })
     }
 
     /// Text of output tokens, trimmed.
@@ -130,19 +194,136 @@ impl PromptAssembler {
     /// # Errors
     /// When an id has no text.
     pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
-        let text = self.tokenizer.decode(ids, true).map_err(|e| format!("the output has no text: {e}"))?;
+        let kept: Vec<u32> = ids.iter().copied().filter(|&id| !(self.skip_zero && id == 0)).collect();
+        let text = self.tokenizer.decode(&kept, true).map_err(|e| format!("the output has no text: {e}"))?;
         Ok(text.trim().to_owned())
     }
 }
 
+fn wording(template: &Template, tokenizer: &TextTokenizer, chat: Option<ChatTemplate>) -> Result<Wording, String> {
+    let split = |text: &str| {
+        let (before, after) = text.split_once(IMAGE).unwrap_or((text, ""));
+        Wording::Text { before: before.to_owned(), after: after.to_owned() }
+    };
+    match (template, chat) {
+        (Template::Text(text), _) => Ok(split(text)),
+        (Template::Chat, Some(template)) => Ok(Wording::Chat(Box::new(template))),
+        (Template::Chat, None) if tokenizer.id_of(CHATML.1).is_some() => Ok(split(CHATML.0)),
+        (Template::Chat, None) => {
+            Err("has no chat template; put tokenizer_config.json of the checkpoint beside it".to_owned())
+        }
+    }
+}
+
+/// Pieces under construction: neighbouring tokens are one piece.
+#[derive(Default)]
+struct Pieces(Vec<Piece>);
+
+impl Pieces {
+    fn extend(&mut self, ids: impl IntoIterator<Item = u32>) {
+        let mut ids = ids.into_iter().peekable();
+        if ids.peek().is_none() {
+            return;
+        }
+        match self.0.last_mut() {
+            Some(Piece::Tokens(known)) => known.extend(ids),
+            _ => self.0.push(Piece::Tokens(ids.collect())),
+        }
+    }
+}
+
+impl Between {
+    fn new(views: &ViewTokens, tokenizer: &TextTokenizer, vocab: usize) -> Result<Self, String> {
+        match views {
+            ViewTokens::Nothing => Ok(Self::Nothing),
+            ViewTokens::Separators { column, row } => {
+                let id = |separator: &Separator| match separator {
+                    Separator::Id(id) if (*id as usize) < vocab => Ok(*id),
+                    Separator::Id(id) => {
+                        Err(format!("belongs to a vocabulary of {vocab}, which lacks the separator {id} of LLaVA-UHD"))
+                    }
+                    Separator::Text(text) => single(tokenizer, text),
+                };
+                Ok(Self::Separators { column: id(column)?, row: id(row)? })
+            }
+            ViewTokens::Tags(tags) => {
+                let id = |tag: &String| {
+                    tokenizer.id_of(tag).ok_or_else(|| format!("lacks the tag {tag:?}, which stands between views"))
+                };
+                let pair = |(open, close): &(String, String)| Ok::<_, String>((id(open)?, id(close)?));
+                let mut first = Vec::new();
+                if let Some(number) = &tags.image_id {
+                    let (open, close) = pair(number)?;
+                    first.push(open);
+                    // One image per question, whose number is 0.
+                    first.extend(tokenizer.ids("0")?);
+                    first.push(close);
+                }
+                let (image, slice) = (pair(&tags.image)?, pair(&tags.slice)?);
+                Ok(Self::Tags { first, image, slice, row: tokenizer.ids(&tags.row)? })
+            }
+        }
+    }
+
+    fn views(&self, views: &[View], rule: TokenRule, pieces: &mut Pieces) {
+        let slices = views.iter().filter(|view| matches!(view.kind, ViewKind::Slice { .. })).count();
+        let last_column = views.iter().map(column).max().unwrap_or(0);
+        let mut seen = 0;
+        if let Self::Tags { first, .. } = self {
+            pieces.extend(first.iter().copied());
+        }
+        for view in views {
+            let is_slice = matches!(view.kind, ViewKind::Slice { .. });
+            let row_ends = is_slice && column(view) == last_column;
+            seen += usize::from(is_slice);
+            let piece = Piece::View(rule.tokens(view) as usize);
+            match self {
+                Self::Nothing => pieces.0.push(piece),
+                Self::Separators { column, row } => {
+                    pieces.0.push(piece);
+                    pieces.extend(is_slice.then_some(if row_ends { *row } else { *column }));
+                }
+                Self::Tags { image, slice, row, .. } => {
+                    let (open, close) = if is_slice { slice } else { image };
+                    pieces.extend([*open]);
+                    pieces.0.push(piece);
+                    pieces.extend([*close]);
+                    if row_ends && seen < slices {
+                        pieces.extend(row.iter().copied());
+                    }
+                }
+            }
+        }
+    }
+}
+
+const fn column(view: &View) -> u32 {
+    match view.kind {
+        ViewKind::Slice { col, .. } => col,
+        ViewKind::Overview => 0,
+    }
+}
+
+/// The only token of a text.
+fn single(tokenizer: &TextTokenizer, text: &str) -> Result<u32, String> {
+    match tokenizer.ids(text)?.as_slice() {
+        [id] => Ok(*id),
+        ids => Err(format!("makes {} tokens of the separator {text:?}; it must be one", ids.len())),
+    }
+}
+
 fn length(pieces: &[Piece]) -> usize {
-    pieces
-        .iter()
-        .map(|piece| match piece {
-            Piece::Tokens(ids) => ids.len(),
-            Piece::View(tokens) => *tokens,
-        })
-        .sum()
+    pieces.iter().map(Piece::tokens).sum()
+}
+
+/// Keeps the first `tokens` tokens.
+fn truncate(pieces: &mut Vec<Piece>, tokens: usize) {
+    let mut left = tokens;
+    for piece in pieces.iter_mut() {
+        piece.truncate(left);
+        left -= piece.tokens();
+    }
+    pieces.retain(|piece| piece.tokens() > 0);
 }
 
 #[cfg(test)]
@@ -154,7 +335,11 @@ mod tests {
     fn assembler(change: impl Fn(&mut ModelConfig)) -> Result<PromptAssembler, ModelError> {
         let mut config = ModelConfig::parse(include_bytes!("../embedded/config.json"), "config.json").unwrap();
         change(&mut config);
-        PromptAssembler::new(&config, include_bytes!("../embedded/tokenizer.json"), "tokenizer.json")
+        PromptAssembler::new(&config, tokenizer(), None, "dir/tokenizer.json")
+    }
+
+    fn tokenizer() -> TextTokenizer {
+        TextTokenizer::from_json(include_bytes!("../embedded/tokenizer.json"), "tokenizer.json").unwrap()
     }
 
     fn plan(width: u32, height: u32) -> SlicePlan {
@@ -168,7 +353,7 @@ mod tests {
         let plan = plan(300, 200);
         assert_eq!((plan.grid.cols, plan.grid.rows), (3, 2));
         let sequence = assembler.assemble("What is this?", &plan).unwrap();
-        let (comma, newline) = (assembler.single(",").unwrap(), assembler.single("\n").unwrap());
+        let (comma, newline) = (single(&tokenizer(), ",").unwrap(), single(&tokenizer(), "\n").unwrap());
         let separators: Vec<u32> = sequence.pieces[1..sequence.pieces.len() - 1]
             .iter()
             .filter_map(|piece| if let Piece::Tokens(ids) = piece { Some(ids[0]) } else { None })
@@ -176,7 +361,7 @@ mod tests {
         assert_eq!(separators, [comma, comma, newline, comma, comma, newline]);
         assert_eq!(sequence.pieces[sequence.pieces.len() - 2], Piece::View(16));
         let text = |piece: &Piece| match piece {
-            Piece::Tokens(ids) => assembler.tokenizer.decode(ids, false).unwrap(),
+            Piece::Tokens(ids) => tokenizer().decode(ids, false).unwrap(),
             Piece::View(_) => panic!("a view"),
         };
         assert_eq!(text(&sequence.pieces[0]), "<s>USER: ");
@@ -194,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_question_before_the_image_shares_nothing_and_braces_are_text() {
-        let assembler = assembler(|c| c.prompt.template = "{question} {image} A:".to_owned()).unwrap();
+        let assembler = assembler(|c| c.prompt.template = Template::Text("{question} {image} A:".to_owned())).unwrap();
         let sequence = assembler.assemble("{image}", &plan(100, 90)).unwrap();
         assert_eq!(sequence.shared, 0);
         assert_eq!(sequence.pieces.iter().filter(|piece| matches!(piece, Piece::View(_))).count(), 1);
@@ -203,11 +388,23 @@ mod tests {
     #[test]
     fn a_tokenizer_of_another_model_is_refused() {
         let error = assembler(|c| c.decoder.vocab = 100).unwrap_err().to_string();
-        assert!(error.contains("different models"), "{error}");
-        let error = assembler(|c| c.prompt.separator_row = "red blue".to_owned()).unwrap_err().to_string();
-        assert!(error.contains("it must be one"), "{error}");
-        let config = ModelConfig::parse(include_bytes!("../embedded/config.json"), "config.json").unwrap();
-        let error = PromptAssembler::new(&config, b"{}", "dir/tokenizer.json").unwrap_err().to_string();
-        assert!(error.starts_with("dir/tokenizer.json: "), "{error}");
+        assert!(error.contains("different models") && error.starts_with("dir/tokenizer.json: "), "{error}");
+        let column = Separator::Text(",".to_owned());
+        let views = |row| ViewTokens::Separators { column: column.clone(), row };
+        let error = assembler(|c| c.prompt.views = views(Separator::Text("red blue".to_owned()))).unwrap_err();
+        assert!(error.to_string().contains("it must be one"), "{error}");
+        let error = assembler(|c| c.prompt.views = views(Separator::Id(29892))).unwrap_err().to_string();
+        assert!(error.contains("lacks the separator 29892"), "{error}");
+        let error = assembler(|c| c.prompt.template = Template::Chat).unwrap_err().to_string();
+        assert!(error.contains("no chat template"), "{error}");
+    }
+
+    #[test]
+    fn a_prompt_beyond_the_longest_is_cut_at_its_end() {
+        let whole = assembler(|_| {}).unwrap().assemble("What is this?", &plan(300, 200)).unwrap();
+        let cut = assembler(|c| c.prompt_tokens_max = Some(30)).unwrap();
+        let cut = cut.assemble("What is this?", &plan(300, 200)).unwrap();
+        assert_eq!((cut.tokens, cut.cut, length(&cut.pieces)), (30, whole.tokens - 30, 30));
+        assert!(cut.shared <= 30 && matches!(cut.pieces.last(), Some(Piece::View(1..16))));
     }
 }

@@ -13,7 +13,10 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -57,10 +60,14 @@ pub struct Annotator {
     fetches: Semaphore,
     decode: ByteBudget,
     gauge: Arc<ByteGauge>,
+    /// Chunks that were begun.
+    begun: AtomicU64,
 }
 
 /// One chunk on its way through the stages.
 struct Chunk {
+    /// In the order in which chunks were begun.
+    number: u64,
     rows: Arc<[InputRef]>,
     fetch: Arc<dyn Fetch>,
     compressed: ByteBudget,
@@ -99,6 +106,7 @@ impl Annotator {
             fetches: Semaphore::new(limits.fetch_concurrency as usize),
             decode: ByteBudget::new(limits.decode_bytes_max),
             gauge: Arc::default(),
+            begun: AtomicU64::new(0),
             job: Arc::new(Job { factory, spec, limits, progress }),
         })
     }
@@ -139,6 +147,7 @@ impl Annotator {
         let limits = &self.job.limits;
         let budget = |bytes| ByteBudget::with_gauge(bytes, Arc::clone(&self.gauge));
         let chunk = Chunk {
+            number: self.begun.fetch_add(1, Relaxed),
             outcomes: Arc::new(Outcomes::new(rows.len())),
             rows: rows.into(),
             fetch,
@@ -231,7 +240,7 @@ impl Annotator {
         bytes: bytes::Bytes,
     ) -> Result<Option<(ImageFacts, u64)>, Fault> {
         let (job, rows) = (Arc::clone(&self.job), Arc::clone(&chunk.rows));
-        let looked = self.host.run(move || {
+        let looked = self.host.run(chunk.number, move || {
             let started = Instant::now();
             let inspected = inspect(&bytes, bytes.len() as u64, &rows[index], &job.spec, &*job.factory);
             let looked = inspected.and_then(|inspected| match inspected {
@@ -310,7 +319,7 @@ impl Annotator {
         let pixels = row.facts.header.stored.pixels();
         let in_work = self.decode.acquire(pixels.saturating_mul(DECODE_BYTES_PER_PIXEL)).await;
         let job = Arc::clone(&self.job);
-        let prepared = self.host.run(move || {
+        let prepared = self.host.run(chunk.number, move || {
             let started = Instant::now();
             let (mut facts, image) = prepare_row(row, &job.spec, &job.factory.card().normalisation);
             let time = started.elapsed();

@@ -96,8 +96,10 @@ pub struct Generated {
     pub text: String,
     /// Why it ended.
     pub finish: FinishReason,
-    /// Prompt tokens: text, separators and visual tokens.
+    /// Prompt tokens that were run: text, separators and visual tokens.
     pub prompt_tokens: u32,
+    /// Prompt tokens beyond the model's longest prompt, which were cut off at its end.
+    pub prompt_cut: u32,
     /// Time of this sequence's prefill.
     pub prefill_ms: f32,
     /// Time from the end of prefill to the last token.

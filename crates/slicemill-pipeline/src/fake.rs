@@ -421,6 +421,7 @@ impl FakeSequence {
             token_ids,
             finish: if capped { FinishReason::Length } else { FinishReason::Stop },
             prompt_tokens: self.prompt_tokens,
+            prompt_cut: 0,
             prefill_ms: 0.25,
             decode_ms: 0.5,
         }

@@ -125,6 +125,7 @@ impl Backend for NullBackend {
             text: String::new(),
             finish: FinishReason::None,
             prompt_tokens,
+            prompt_cut: 0,
             prefill_ms: 0.0,
             decode_ms: 0.0,
         });

@@ -92,6 +92,7 @@ impl Resident {
         let item = row.prompts.get(prompt).filter(|_| job.spec.task == TaskKind::Ask);
         ContentRow {
             prompt_tokens,
+            prompt_cut: generated.prompt_cut,
             output_tokens: u32::try_from(output_tokens).unwrap_or(u32::MAX),
             flops: Flops {
                 prefill: shape.prefill_flops(u64::from(prompt_tokens)),

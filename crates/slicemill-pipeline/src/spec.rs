@@ -121,11 +121,11 @@ pub struct RuntimeLimits {
 impl Default for RuntimeLimits {
     fn default() -> Self {
         Self {
-            batch: BatchLimits { views_max: 32, patches_max: 32 * 1024, held_bytes_max: 256 << 20 },
+            batch: BatchLimits { views_max: 16, patches_max: 16 * 1024, held_bytes_max: 256 << 20 },
             sequences_max: 32,
             fetch_concurrency: 16,
             window_bytes_max: 64 << 20,
-            prepared_bytes_max: 72 << 20,
+            prepared_bytes_max: 48 << 20,
             decode_bytes_max: 256 << 20,
             transient_retries_max: 3,
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use indicatif::MultiProgress;
 use slicemill_core::ErrorClass;
 use slicemill_exec::{
-    ExecError, FrozenJob, Job, JobDraft, RetrySummary, RunObserver, RunOptions, RunSummary, StopSignal,
+    ExecError, FrozenJob, Job, JobDraft, RetrySummary, RunObserver, RunOptions, RunSummary, StopSignal, runtime_limits,
 };
 use slicemill_io::Counts;
 use slicemill_pipeline::{BackendFactory, DeviceId, parse_devices};
@@ -117,6 +117,9 @@ impl Session<'_> {
         options: &RunOptions,
         factory: Arc<dyn BackendFactory>,
     ) -> Result<RunSummary, Failure> {
+        // Every chunk in flight may hold as much prepared.
+        let chunks = options.devices.len() as u64 + 1;
+        crate::memory::reserve(runtime_limits(options).prepared_bytes_max.saturating_mul(chunks));
         self.watched(|stop, observer| slicemill_exec::run_job(job, options, factory, stop, observer))
     }
 

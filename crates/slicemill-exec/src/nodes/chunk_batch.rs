@@ -278,6 +278,7 @@ mod tests {
             slices: 2,
             visual_tokens: 3,
             prompt_tokens: if encodes { 0 } else { 9 },
+            prompt_cut: 0,
             output_tokens: if encodes { 0 } else { 2 },
             flops: Flops { vision: 1, projector: 2, prefill: 3, decode: 4 },
             question_id: asks.then_some(question),

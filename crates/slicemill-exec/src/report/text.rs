@@ -123,6 +123,10 @@ fn tokens(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "  visual  {:>16} encoded", count(report.visual_tokens_encoded))?;
     if report.job.task != TaskKind::Encode {
         writeln!(out, "  prompt  {:>16}", count(counts.prompt_tokens))?;
+        if counts.prompts_cut > 0 {
+            let note = "prompts were longer than the model takes and cut at their end (column prompt_cut)";
+            writeln!(out, "  {:>24} {note}", count(counts.prompts_cut))?;
+        }
         writeln!(out, "  output  {:>16}", count(counts.output_tokens))?;
     }
     writeln!(out, "\ncompute")?;

@@ -105,6 +105,7 @@ impl<'a> ContentCheck<'a> {
         sums.slices += u64::from(row.slices);
         sums.visual_tokens += u64::from(row.visual_tokens);
         sums.prompt_tokens += u64::from(row.prompt_tokens);
+        sums.prompts_cut += u64::from(row.prompt_cut > 0);
         sums.output_tokens += u64::from(row.output_tokens);
         sums.flops.add_row(&row.flops);
         let policy = &self.job.job.policy;
@@ -192,6 +193,7 @@ fn compare(finding: &mut Finding, sums: &Counts, success: &Counts) {
             ("slices", u128::from(counts.slices)),
             ("visual_tokens", u128::from(counts.visual_tokens)),
             ("prompt_tokens", u128::from(counts.prompt_tokens)),
+            ("prompts_cut", u128::from(counts.prompts_cut)),
             ("output_tokens", u128::from(counts.output_tokens)),
             ("vision_flops", counts.flops.vision),
             ("projector_flops", counts.flops.projector),

@@ -58,6 +58,9 @@ pub struct Counts {
     pub visual_tokens: u64,
     /// Sum of column `prompt_tokens`.
     pub prompt_tokens: u64,
+    /// Content rows whose prompt was cut (column `prompt_cut` above 0).
+    #[serde(default)]
+    pub prompts_cut: u64,
     /// Sum of column `output_tokens`.
     pub output_tokens: u64,
     /// Sums of the FLOPs columns.
@@ -83,6 +86,7 @@ impl Counts {
                     self.slices += u64::from(row.slices);
                     self.visual_tokens += u64::from(row.visual_tokens);
                     self.prompt_tokens += u64::from(row.prompt_tokens);
+                    self.prompts_cut += u64::from(row.prompt_cut > 0);
                     self.output_tokens += u64::from(row.output_tokens);
                     self.flops.add_row(&row.flops);
                 }
@@ -105,6 +109,7 @@ impl Counts {
         self.slices += other.slices;
         self.visual_tokens += other.visual_tokens;
         self.prompt_tokens += other.prompt_tokens;
+        self.prompts_cut += other.prompts_cut;
         self.output_tokens += other.output_tokens;
         self.flops.add(&other.flops);
         for (class, count) in &other.failed_by_class {

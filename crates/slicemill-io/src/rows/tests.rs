@@ -24,6 +24,7 @@ fn row(number: u32) -> ContentRow {
         slices: 6,
         visual_tokens: 2,
         prompt_tokens: 500,
+        prompt_cut: number,
         output_tokens: 7,
         flops: Flops { vision: u64::MAX, projector: 1, prefill: 2, decode: 3 },
         question_id: None,

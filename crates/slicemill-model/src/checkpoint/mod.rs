@@ -216,11 +216,3 @@ impl Weights {
         Ok(view.load(&Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
     }
 }
-
-/// The weight files of a directory, in order of their names.
-///
-/// # Errors
-/// As [`Weights::open`].
-pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    Weights::open(dir).map(|weights| weights.files())
-}

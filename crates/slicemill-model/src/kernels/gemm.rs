@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, compiled_per_isa};
-use super::math::{Activation, gelu_tanh, madd, quick_gelu};
+use super::math::{Activation, gelu, gelu_tanh, madd, quick_gelu};
 use super::{LANES, round_up, threads};
 
 /// Rows that one task computes: enough to use a panel several times while it is in the first-level cache.
@@ -163,6 +163,7 @@ fn finish<const FMA: bool>(c: &mut [f32], n: usize, epilogue: Epilogue<'_>) {
         Activation::None => {}
         Activation::QuickGelu => c.iter_mut().for_each(|x| *x = quick_gelu::<FMA>(*x)),
         Activation::GeluTanh => c.iter_mut().for_each(|x| *x = gelu_tanh::<FMA>(*x)),
+        Activation::Gelu => c.iter_mut().for_each(|x| *x = gelu::<FMA>(*x)),
     }
     if let Some(residual) = epilogue.residual {
         c.iter_mut().zip(residual).for_each(|(c, r)| *c += r);

@@ -10,9 +10,10 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::decoder::{Layer, Rope};
+use crate::decoder::Layer;
 use crate::kernels::AttentionShape;
 use crate::ops::{Place, RmsNorm};
+use crate::rope::{Angles, Rope};
 
 /// Added to scores that must not count: far below any score, and finite, so that a row of nothing else is not NaN.
 const HIDDEN: f32 = -1e30;
@@ -174,24 +175,27 @@ impl<'a> DeviceBatch<'a> {
 
     fn prepare(&self, shape: AttentionShape, rope: &Rope) -> Result<Prepared> {
         let (device, half) = (&self.cache.place.device, rope.half);
-        let angles = |positions: &[usize]| -> Result<(Tensor, Tensor)> {
-            let pick = |table: &[f32]| {
-                let rows: Vec<f32> = positions.iter().flat_map(|p| &table[p * half..][..half]).copied().collect();
-                Tensor::from_vec(rows, (positions.len(), half), device)
+        // Every position with the length of its sequence.
+        let angles = |places: &[(usize, usize)]| -> Result<(Tensor, Tensor)> {
+            let pick = |table: &dyn Fn(&Angles) -> &[f32]| {
+                let row = |&(p, length): &(usize, usize)| &table(rope.of(length))[p * half..][..half];
+                let rows: Vec<f32> = places.iter().flat_map(row).copied().collect();
+                Tensor::from_vec(rows, (places.len(), half), device)
             };
-            Ok((pick(&rope.cos)?, pick(&rope.sin)?))
+            Ok((pick(&|angles| &angles.cos)?, pick(&|angles| &angles.sin)?))
         };
         let hide = |hidden: bool| if hidden { HIDDEN } else { 0.0 };
         match &self.mode {
             Mode::Prefill { start, tokens, .. } => {
                 let positions: Vec<usize> = (*start..start + tokens).collect();
-                let ((cos, sin), keys) = (angles(&positions)?, start + tokens);
+                let keys = start + tokens;
+                let (cos, sin) = angles(&positions.iter().map(|&p| (p, keys)).collect::<Vec<_>>())?;
                 let mask = positions.iter().flat_map(|p| (0..keys).map(move |key| hide(key > *p))).collect();
                 let mask = Tensor::from_vec(mask, (*tokens, keys), device)?;
                 Ok(Prepared { cos, sin, mask, keys, decode: None })
             }
             Mode::Decode { slots, positions } => {
-                let (cos, sin) = angles(positions)?;
+                let (cos, sin) = angles(&positions.iter().map(|&p| (p, p + 1)).collect::<Vec<_>>())?;
                 // A few lengths instead of every one keeps the allocator's blocks in use.
                 let keys = positions.iter().max().map_or(1, |p| p + 1).next_multiple_of(32).min(self.cache.context);
                 let count = slots.iter().max().map_or(0, |slot| slot + 1);

@@ -2,9 +2,10 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::decoder::{Layer, Rope};
+use crate::decoder::Layer;
 use crate::kernels::{self, AttentionShape, Isa, KeyValues, LANES, RmsNormOf, round_up};
 use crate::ops::HostRows;
+use crate::rope::Rope;
 
 /// Keys and values of one sequence in all layers, packed.
 #[derive(Debug, Default)]
@@ -120,7 +121,8 @@ fn attend_span(
 ) {
     let HostSpan { start, tokens, .. } = *span;
     let angles = start * rope.half..(start + tokens) * rope.half;
-    let (cos, sin) = (&rope.cos[angles.clone()], &rope.sin[angles]);
+    let table = rope.of(start + tokens);
+    let (cos, sin) = (&table.cos[angles.clone()], &table.sin[angles]);
     let (width, kv_width) = (shape.width(), shape.kv_width());
     let q = kernels::rotate_rows(isa, qkv, stride, tokens, shape.heads, q_norm, cos, sin);
     let k = kernels::rotate_rows(isa, &qkv[width..], stride, tokens, shape.kv_heads, k_norm, cos, sin);

@@ -142,7 +142,7 @@ fn first_step_logits_equal_torchs() {
         let views = prepared(&factory.card().policy, &factory, &path, OrientationRule::Apply).views;
         let visual = model.encode(&views.iter().collect::<Vec<_>>()).unwrap();
         for (i, prompt) in image.prompts.iter().enumerate() {
-            let logits = super::bridge::logits_of(&model, &prompt.prompt_ids, &visual, &mut Default::default());
+            let logits = super::golden::logits_of(&model, &prompt.prompt_ids, &visual);
             let want = tensors.tensor(&format!("{}.logits.{i}", image.file), DType::F32, &Device::Cpu).unwrap();
             let error = relative_error(&Tensor::new(logits, &Device::Cpu).unwrap(), &want);
             assert!(error < 1e-4, "{} {i}: {error:e}", image.file);

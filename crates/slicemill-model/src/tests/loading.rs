@@ -138,6 +138,10 @@ fn broken_directories_are_named_and_say_what_is_wrong() {
     std::fs::write(path("model.safetensors.index.json"), r#"{"weight_map": {"a": "../b.safetensors"}}"#).unwrap();
     check("model.safetensors.index.json", "must lie beside the index");
     std::fs::remove_file(path("model.safetensors.index.json")).unwrap();
+    check("model-00002-of-00003.safetensors", "not a complete safetensors file");
+    for i in 1..=3 {
+        std::fs::remove_file(path(&format!("model-0000{i}-of-00003.safetensors"))).unwrap();
+    }
     check("holds neither", "model.safetensors.index.json");
 }
 

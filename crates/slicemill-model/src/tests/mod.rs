@@ -1,9 +1,10 @@
 //! Tests of the whole model: against references, and against itself in other batches.
 
 mod batching;
-mod bridge;
 mod embedded;
+mod golden;
 mod loading;
 mod numeric;
 mod oracle;
 mod random;
+mod recipe;

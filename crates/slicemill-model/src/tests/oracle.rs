@@ -33,8 +33,9 @@ fn checkpoint(change: impl Fn(&mut DecoderConfig)) -> (tempfile::TempDir, Decode
 /// Logits after all tokens, with the prompt in `first` tokens and the rest one by one.
 fn run(dir: &tempfile::TempDir, config: &DecoderConfig, first: usize, portable: bool) -> Tensor {
     let weights = Weights::open(dir.path()).unwrap();
+    let names = super::random::parse(&super::random::config()).names;
     let place = if portable { Place::candle(Device::Cpu, DType::F32) } else { Place::cpu() };
-    let decoder = Decoder::load(config, "model", CONTEXT, Loader { weights: &weights, place: &place }).unwrap();
+    let decoder = Decoder::load(config, &names, CONTEXT, Loader { weights: &weights, place: &place }).unwrap();
     let mut slot = HostSlot::default();
     slot.reserve(config.attention, config.layers, IDS.len()).unwrap();
     let cache = DeviceCache::new(&place, config.attention, config.layers, 3, CONTEXT).unwrap();

@@ -1,27 +1,32 @@
-//! The CLIP vision transformer as LLaVA-UHD uses it: any patch grid, features of an inner layer, no class token.
+//! The vision transformer of CLIP and of SigLIP, for views of any patch grid.
+//!
+//! CLIP as LLaVA-UHD uses it: a class token, positions interpolated to the grid, features of an inner layer without the
+//! class token. SigLIP as MiniCPM-V uses it: positions of the nearest place, features after the last norm. The layers
+//! are the same.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::PackedViews;
 use crate::attention::{Queries, attend_segments};
-use crate::config::ClipConfig;
+use crate::config::{VisionConfig, VisionKind};
 use crate::error::Loaded;
 use crate::kernels::{Activation, AttentionShape};
 use crate::ops::{Engine, HostRows, LayerNorm, Linear, Loader, Place};
 use crate::position::PositionTable;
 
-/// A CLIP vision transformer up to the selected layer.
+/// A vision transformer up to the selected layer.
 #[derive(Debug)]
-pub struct Clip {
+pub struct VisionTower {
     place: Place,
     attention: AttentionShape,
     activation: Activation,
     patch: Linear,
     /// Class embedding plus its position, `[1, width]`.
-    class: Tensor,
+    class: Option<Tensor>,
     positions: PositionTable,
-    pre_norm: LayerNorm,
+    pre_norm: Option<LayerNorm>,
     layers: Vec<Layer>,
+    post_norm: Option<LayerNorm>,
 }
 
 #[derive(Debug)]
@@ -34,46 +39,64 @@ struct Layer {
     fc2: Linear,
 }
 
-impl Clip {
-    pub(crate) fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
+impl VisionTower {
+    pub(crate) fn load(config: &VisionConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         let (place, width) = (loader.place, config.width);
         let embeddings = |name: &str| format!("{prefix}.embeddings.{name}");
         let patch = loader.tensor(&embeddings("patch_embedding.weight"))?.flatten_from(1)?;
         let table = loader.weights.values(&embeddings("position_embedding.weight"))?;
-        let class = loader.weights.values(&embeddings("class_embedding"))?;
-        let (first, table) = table.split_at(width);
-        let class: Vec<f32> = class.iter().zip(first).map(|(class, position)| class + position).collect();
+        let clip = config.kind == VisionKind::Clip;
+        let norm = |name: &str| loader.layer_norm(&format!("{prefix}.{name}"), config.eps);
         let layers = (0..config.layers)
             .map(|i| Layer::load(config, &format!("{prefix}.encoder.layers.{i}"), loader))
             .collect::<Loaded<_>>()?;
+        let (class, positions, bias) = if clip {
+            let class = loader.weights.values(&embeddings("class_embedding"))?;
+            let (first, table) = table.split_at(width);
+            let class: Vec<f32> = class.iter().zip(first).map(|(class, position)| class + position).collect();
+            (Some(place.rows(class, width)?), PositionTable::bicubic(place, table.to_vec(), config.grid), None)
+        } else {
+            let bias = loader.tensor(&embeddings("patch_embedding.bias"))?;
+            (None, PositionTable::nearest(place, table, config.grid), Some(bias))
+        };
         Ok(Self {
             place: place.clone(),
             attention: AttentionShape { heads: config.heads, kv_heads: config.heads, head_dim: width / config.heads },
             activation: config.activation,
-            patch: Linear::new(place, &patch, None)?,
-            class: place.rows(class, width)?,
-            positions: PositionTable::new(place, table.to_vec(), config.grid),
-            pre_norm: loader.layer_norm(&format!("{prefix}.pre_layrnorm"), config.eps)?,
+            patch: Linear::new(place, &patch, bias)?,
+            class,
+            positions,
+            pre_norm: if clip { Some(norm("pre_layrnorm")?) } else { None },
             layers,
+            post_norm: if clip { None } else { Some(norm("post_layernorm")?) },
         })
     }
 
-    /// Features of all patches, `[Σ patches, width]`: `hidden_states` of the selected layer without the class token.
+    /// Features of all patches, `[Σ patches, width]`: `hidden_states` of the selected layer without the class token
+    /// (CLIP), or the output of the last norm (SigLIP).
     pub fn forward(&self, views: &PackedViews) -> Result<Tensor> {
-        let lengths: Vec<usize> = views.grids.iter().map(|grid| grid.patches() + 1).collect();
-        let mut x = self.pre_norm.forward(&self.embed(views)?)?;
+        let extra = usize::from(self.class.is_some());
+        let lengths: Vec<usize> = views.grids.iter().map(|grid| grid.patches() + extra).collect();
+        let mut x = self.embed(views)?;
+        if let Some(norm) = &self.pre_norm {
+            x = norm.forward(&x)?;
+        }
         for layer in &self.layers {
             x = layer.forward(&x, self, &lengths)?;
         }
-        drop_class(&self.place, &x, &lengths)
+        if let Some(norm) = &self.post_norm {
+            x = norm.forward(&x)?;
+        }
+        if extra == 0 { Ok(x) } else { drop_class(&self.place, &x, &lengths) }
     }
 
-    /// Class and patch embeddings with positions, view by view: `[Σ (1 + patches), width]`.
+    /// Class and patch embeddings with positions, view by view: `[Σ (1 + patches), width]`, or without class tokens
+    /// `[Σ patches, width]`.
     pub fn embed(&self, views: &PackedViews) -> Result<Tensor> {
         let patches = self.patch.forward(&views.patches)?;
         let (mut start, mut parts) = (0, Vec::with_capacity(2 * views.grids.len()));
         for &grid in &views.grids {
-            parts.push(self.class.clone());
+            parts.extend(self.class.clone());
             parts.push((patches.narrow(0, start, grid.patches())? + self.positions.of(grid)?)?);
             start += grid.patches();
         }
@@ -82,7 +105,7 @@ impl Clip {
 }
 
 impl Layer {
-    fn load(config: &ClipConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
+    fn load(config: &VisionConfig, prefix: &str, loader: Loader<'_>) -> Loaded<Self> {
         let names = |names: &[&str]| -> Vec<String> { names.iter().map(|name| format!("{prefix}.{name}")).collect() };
         Ok(Self {
             norm1: loader.layer_norm(&format!("{prefix}.layer_norm1"), config.eps)?,
@@ -94,7 +117,7 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, tower: &Clip, lengths: &[usize]) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, tower: &VisionTower, lengths: &[usize]) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
         let width = tower.attention.width();
         let [q, k, v] = [0, 1, 2].map(|part| qkv.narrow(1, part * width, width));
