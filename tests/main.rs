@@ -11,9 +11,11 @@
 mod bars;
 mod broken;
 mod captions;
+mod checkpoints;
 mod fixtures;
 mod interruptions;
 mod layering;
 mod program;
+mod recipe;
 mod sizes;
 mod tidy;

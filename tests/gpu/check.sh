@@ -11,7 +11,7 @@ build() {
     local root
     root=$("$here/cuda_toolkit.sh" "$1")
     cd "$repo"
-    CUDA_HOME=$root CUDA_PATH=$root CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} \
+    PATH=$root/bin:$PATH CUDA_HOME=$root CUDA_PATH=$root CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} \
         LIBRARY_PATH=$root/lib:$root/lib/stubs LD_LIBRARY_PATH=$root/lib:$root/lib/stubs \
         cargo build --release --package slicemill-cli --features cuda
     cp "${CARGO_TARGET_DIR:-$repo/target}/release/slicemill" "$2"

@@ -96,6 +96,9 @@ pub enum Verb {
     Slices(SlicesArgs),
     /// Compare the rows of two outputs: equal texts, cosine of visual tokens
     Compare(CompareArgs),
+    /// Look at a checkpoint
+    #[command(subcommand)]
+    Model(ModelVerb),
     /// Check this machine, the embedded model and the devices
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -106,9 +109,12 @@ pub enum Verb {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "The job")]
 pub struct JobFlags {
-    /// `embedded`, `null` (decodes and plans, says nothing), or the directory of a checkpoint
+    /// `embedded`, `null` (decodes and plans, says nothing), the directory of a checkpoint, or org/name on the hub
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
+    /// Rounding of LLaVA-UHD v1's windows; f16 is what its released evaluation does [f32, f16]
+    #[arg(long, value_name = "TYPE")]
+    pub windows: Option<String>,
     /// Slicing policy [llava-uhd, llava-uhd-raw, llava-uhd-paper, llava-uhd-v2, minicpm-v, pad-square, fixed-2x2, whole]
     #[arg(long, value_name = "NAME")]
     pub policy: Option<String>,
@@ -312,6 +318,15 @@ pub struct PlanArgs {
     /// Change a key of the job file; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "job_file")]
     pub set: Vec<String>,
+    /// With --sizes: visual tokens and compute of every size for --model, of which config.json is enough
+    #[arg(long, requires = "sizes")]
+    pub compute: bool,
+    /// With --compute: what is counted
+    #[arg(long, value_enum, default_value = "run", requires = "compute")]
+    pub recipe: Recipe,
+    /// With --compute: tokens of text in a prompt
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "compute")]
+    pub text_tokens: u64,
     /// Run this many images to measure a rate and estimate the time
     #[arg(long, value_name = "N")]
     pub sample: Option<u64>,
@@ -419,6 +434,45 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap shows the group's own help")]
     pub run: RunFlags,
+}
+
+/// `model`
+#[derive(Debug, Subcommand)]
+pub enum ModelVerb {
+    /// Say what a checkpoint is and what it needs, without reading its weights
+    Inspect(ModelInspectArgs),
+    /// Load a checkpoint on every device and show it a drawn picture
+    Check(ModelCheckArgs),
+}
+
+/// `model inspect`
+#[derive(Debug, Args)]
+pub struct ModelInspectArgs {
+    /// The directory of a checkpoint, a config.json alone, org/name on the hub, or `embedded`
+    pub model: String,
+    /// Form of the result
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `model check`
+#[derive(Debug, Args)]
+pub struct ModelCheckArgs {
+    /// The directory of a checkpoint, org/name on the hub, or `embedded`
+    pub model: String,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub run: RunFlags,
+}
+
+/// What is counted in a prefill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Recipe {
+    /// What slicemill runs.
+    #[default]
+    Run,
+    /// What comes nearest to the LLaVA-UHD paper's table 2: logits at every position, every view a full square.
+    Paper,
 }
 
 /// `completions`

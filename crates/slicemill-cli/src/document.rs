@@ -39,6 +39,7 @@ impl Document {
 
     fn job(&mut self, flags: &JobFlags) {
         self.set("model.name", flags.model.clone());
+        self.set("model.windows", flags.windows.clone());
         self.set("slicing.policy", flags.policy.clone());
         self.set("slicing.side", flags.side.map(i64::from));
         self.set("slicing.patch", flags.patch.map(i64::from));

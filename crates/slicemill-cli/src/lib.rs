@@ -22,7 +22,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory, Parser};
 use indicatif::MultiProgress;
 
-use args::{Cli, Verb};
+use args::{Cli, ModelVerb, Verb};
 use exit::Failure;
 use printing::Printer;
 
@@ -68,6 +68,8 @@ fn dispatch(cli: &Cli, bars: &MultiProgress) -> Result<Exit, Failure> {
         Verb::Schema(args) => commands::inspect::schema(args, printer),
         Verb::Slices(args) => commands::slices::run(args, &printer),
         Verb::Compare(args) => commands::compare::run(args, printer),
+        Verb::Model(ModelVerb::Inspect(args)) => commands::model::inspect(args, printer),
+        Verb::Model(ModelVerb::Check(args)) => commands::model::check(args, printer),
         Verb::Doctor(args) => commands::doctor::run(args, printer),
         Verb::Completions(args) => {
             let mut script = Vec::new();

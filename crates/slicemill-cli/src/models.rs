@@ -1,10 +1,10 @@
 //! From the name of a model to the factory that opens it on devices.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use slicemill_core::{Normalisation, SlicingPolicy, TokenRule};
-use slicemill_model::{BackendOptions, CandleFactory};
+use slicemill_core::{ModelCard, Normalisation, SlicingPolicy, TokenRule, WindowRounding};
+use slicemill_model::{BackendOptions, CandleFactory, CheckpointFiles, HubOptions, ModelError, locate, locate_tower};
 use slicemill_pipeline::{BackendFactory, NullFactory};
 
 use crate::exit::Failure;
@@ -18,25 +18,100 @@ pub struct Runtime {
     pub sequences: Option<u32>,
 }
 
-/// Opens the model called `name`: `embedded`, `null`, or the directory of a checkpoint.
-pub fn open(name: &str, runtime: Runtime) -> Result<Arc<dyn BackendFactory>, Failure> {
-    let mut options = BackendOptions::default();
+/// Opens the model called `name`: `embedded`, `null`, the directory of a checkpoint, or its name on the hub.
+pub fn open(name: &str, windows: WindowRounding, runtime: Runtime) -> Result<Arc<dyn BackendFactory>, Failure> {
+    let mut options = BackendOptions { windows, ..BackendOptions::default() };
     options.batch_views_max = runtime.batch_views.unwrap_or(options.batch_views_max);
     options.sequences_max = runtime.sequences.unwrap_or(options.sequences_max);
     let factory: Arc<dyn BackendFactory> = match name {
         "null" => Arc::new(null_model()),
         "embedded" => Arc::new(CandleFactory::embedded(options).map_err(Failure::failed)?),
-        path if Path::new(path).is_dir() => {
-            Arc::new(CandleFactory::from_dir(Path::new(path), options).map_err(Failure::failed)?)
-        }
         other => {
-            return Err(Failure::usage(format!(
-                "no model {other}: give embedded, null, or a directory that holds config.json, tokenizer.json and \
-                 model.safetensors"
-            )));
+            let place = Place::find(other)?;
+            let opened = CandleFactory::from_files(&place.dir, &place.name, &|tower| place.tower(tower), options);
+            Arc::new(opened.map_err(Failure::failed)?)
         }
     };
     Ok(factory)
+}
+
+/// The model called `name` as planning sees it. Weights are looked at only where the config leaves something open, and
+/// need not be there.
+pub fn card(name: &str) -> Result<ModelCard, Failure> {
+    match name {
+        "null" => Ok(null_model().card().clone()),
+        "embedded" => Ok(CandleFactory::embedded(BackendOptions::default()).map_err(Failure::failed)?.card().clone()),
+        other => {
+            let files = files(other)?;
+            let config = match files.weights() {
+                Ok((config, _)) => config,
+                Err(_) => files.model_config(&|_| false).map_err(Failure::failed)?,
+            };
+            Ok(ModelCard { name: other.to_owned(), ..config.card() })
+        }
+    }
+}
+
+/// The files of a checkpoint, or a config.json alone.
+pub fn files(name: &str) -> Result<CheckpointFiles, Failure> {
+    if Path::new(name).is_file() {
+        let tower = |reference: &str| {
+            slicemill_model::local_tower(reference, Path::new(name).parent().unwrap_or(Path::new(".")))
+        };
+        return CheckpointFiles::read(Path::new(name), &tower).map_err(Failure::failed);
+    }
+    let place = Place::find(name)?;
+    CheckpointFiles::read(&place.dir, &|tower| place.tower(tower)).map_err(Failure::failed)
+}
+
+/// Where a checkpoint lies.
+struct Place {
+    dir: PathBuf,
+    /// Its path, or `org/name@commit`.
+    name: String,
+    hub: HubOptions,
+}
+
+impl Place {
+    fn find(name: &str) -> Result<Self, Failure> {
+        #[allow(clippy::disallowed_methods, reason = "this is the one place where the hub's variables are read")]
+        let hub = HubOptions::from_env(|name| std::env::var_os(name));
+        let located = locate(name, &hub, &announce).map_err(|error| match Path::new(name).exists() {
+            true => Failure::failed(error),
+            false => Failure::usage(format!(
+                "no model {name}: {error}; give embedded, null, a directory with config.json, tokenizer and weights, or \
+                 org/name on the hub"
+            )),
+        })?;
+        let name = match located.source {
+            Some((repository, commit)) => format!("{repository}@{commit}"),
+            None => name.to_owned(),
+        };
+        Ok(Self { dir: located.dir, name, hub })
+    }
+
+    /// The vision tower that the checkpoint refers to. One that is not found may not be needed: the checkpoint can hold
+    /// its weights, and its config can be known by its name.
+    fn tower(&self, reference: &str) -> Result<Option<PathBuf>, ModelError> {
+        if let Some(dir) = slicemill_model::local_tower(reference, &self.dir)? {
+            return Ok(Some(dir));
+        }
+        match locate_tower(reference, &self.dir, &self.hub, &announce) {
+            Ok(located) => Ok(Some(located.dir)),
+            Err(error) => {
+                tracing::debug!(target: "slicemill", "{error}");
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Says what is fetched: every file when it begins and when it is there.
+fn announce(file: &str, done: u64, total: u64) {
+    if done == 0 || done == total {
+        let verb = if done == total { "fetched" } else { "fetching" };
+        tracing::info!(target: "slicemill", "{verb} {file} ({:.1} MiB)", total as f64 / f64::from(1 << 20));
+    }
 }
 
 /// The null model plans like the released LLaVA-UHD: 144 visual tokens a view.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{SlicePlan, View};
+use crate::{Grid, Size, SlicePlan, TokenRule, View};
 
 /// Compute of one row or one run by stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -134,15 +134,17 @@ pub struct ComputeRecipe {
     pub causal: bool,
     /// Positions whose logits are computed.
     pub lm_head: LmHead,
+    /// Whether every view is counted as a full square of the tower, whatever its own aspect.
+    pub square_views: bool,
 }
 
 impl ComputeRecipe {
-    /// What slicemill runs: causal attention, logits at the last position.
-    pub const RUN: Self = Self { causal: true, lm_head: LmHead::Last };
+    /// What slicemill runs: causal attention, logits at the last position, views as they are planned.
+    pub const RUN: Self = Self { causal: true, lm_head: LmHead::Last, square_views: false };
     /// The recipe that comes nearest to the figures of the LLaVA-UHD paper (table 2 of arXiv 2403.11703v1), which does
     /// not state its own: with 23 layers of the tower, an overview of 576 patches and one text token, each of the four
     /// figures comes out within one percent.
-    pub const PAPER: Self = Self { causal: true, lm_head: LmHead::All };
+    pub const PAPER: Self = Self { causal: true, lm_head: LmHead::All, square_views: true };
 }
 
 /// FLOPs of `rows` × `inner` by `inner` × `cols`.
@@ -185,8 +187,8 @@ impl ProjectorShape {
                 input.saturating_add(attention_flops(u64::from(queries), patches, patches, language))
             }
             Self::SpatialResampler { queries } => {
-                let (queries, window) = (u64::from(queries), window_keys(view));
-                input.saturating_add(attention_flops(queries, queries.saturating_mul(window), window, language))
+                // Keys and values are projected before they are pooled, which is the same and less.
+                input.saturating_add(attention_flops(u64::from(queries), patches, window_keys(view), language))
             }
         }
     }
@@ -286,6 +288,33 @@ impl ModelShape {
         };
         let decoder = &self.decoder;
         sum([decoder.linear_flops(prompt_tokens), decoder.attention_flops(pairs), decoder.logits_flops(positions)])
+    }
+
+    /// FLOPs up to the first output token of one image with `text_tokens` tokens of text, counted by `recipe`. `side`
+    /// is that of the tower's square.
+    pub fn prompt_flops_by(
+        &self,
+        recipe: ComputeRecipe,
+        plan: &SlicePlan,
+        side: u32,
+        rule: TokenRule,
+        text_tokens: u64,
+    ) -> Flops {
+        let mut plan = plan.clone();
+        if recipe.square_views {
+            let square = Size::new(side, side);
+            plan.overview = square;
+            if plan.grid != Grid::NONE {
+                plan.slice = square;
+            }
+        }
+        let prompt = plan.visual_tokens(rule).saturating_add(text_tokens);
+        Flops {
+            vision: self.vision_flops(&plan),
+            projector: self.projector_flops(&plan),
+            prefill: self.prefill_flops_by(recipe, prompt),
+            decode: 0,
+        }
     }
 
     /// FLOPs of the language model over its output: one step per output token, which attends to the prompt and all

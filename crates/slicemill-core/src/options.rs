@@ -69,6 +69,17 @@ pub enum TokenDtype {
     F16,
 }
 
+/// Rounding of the corners of the windows that the spatial resampler of LLaVA-UHD v1 pools; other projectors have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WindowRounding {
+    /// To f32 (default).
+    #[default]
+    F32,
+    /// To f16 first, as the released evaluation does because it runs in half precision.
+    F16,
+}
+
 /// How bytes become RGB pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ImageOptions {

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use slicemill_core::WindowRounding;
 
 use crate::chat_template::ChatTemplate;
 use crate::checkpoint::{Part, Weights, fingerprint};
-use crate::config::{ConfigFile, ConfigFiles, Family, ModelConfig, Template, WindowRounding};
+use crate::config::{ConfigFile, ConfigFiles, Family, ModelConfig, Template};
 use crate::error::ModelError;
 use crate::tokenizer::{Prefer, TextTokenizer};
 

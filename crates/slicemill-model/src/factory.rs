@@ -4,19 +4,20 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use candle_core::{DType, Device};
-use slicemill_core::{ModelCard, SlicePlan};
+use slicemill_core::{ModelCard, SlicePlan, WindowRounding};
 use slicemill_pipeline::{Backend, BackendError, BackendFactory, DeviceId};
 
 use crate::backend::CandleBackend;
 use crate::checkpoint::{Part, Weights, fingerprint};
 use crate::checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder, local_tower};
-use crate::config::{ModelConfig, ProjectorConfig, WindowRounding, small};
+use crate::config::{ModelConfig, ProjectorConfig, small};
 use crate::embedded;
 use crate::error::{ModelError, fatal, row};
-use crate::manifest::manifest;
+use crate::manifest::{manifest, would_be_missed};
 use crate::model::Model;
 use crate::ops::Place;
 use crate::prompt::PromptAssembler;
+use crate::summary::Summary;
 use crate::tokenizer::TextTokenizer;
 
 /// How backends behave in this run. But for `windows`, nothing here changes results on the CPU.
@@ -130,7 +131,7 @@ impl CandleFactory {
         options: BackendOptions,
     ) -> Result<Self, ModelError> {
         let Checkpoint { config, tokenizer, tokenizer_origin, chat, weights } = checkpoint;
-        weights.check(&manifest(&config))?;
+        weights.check_all(&manifest(&config), |name| would_be_missed(&config, name))?;
         let prompts = PromptAssembler::new(&config, tokenizer, chat, &tokenizer_origin)?;
         let context = options
             .context_tokens_max
@@ -145,6 +146,11 @@ impl CandleFactory {
     /// When the device cannot be opened or has no room.
     pub fn load(&self, place: &Place) -> Result<Model, ModelError> {
         Model::load(&self.config, &self.weights, self.context, place)
+    }
+
+    /// What it is and what it needs.
+    pub fn summary(&self) -> Summary {
+        Summary::new(&self.config, Some(&self.weights))
     }
 
     /// What config.json says.

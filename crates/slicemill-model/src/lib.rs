@@ -40,6 +40,7 @@ mod projector;
 mod prompt;
 mod rope;
 mod sampler;
+mod summary;
 mod tokenizer;
 mod vision;
 
@@ -51,7 +52,7 @@ pub use checkpoint::{HubOptions, Located, OnProgress, TensorInfo, Weights, locat
 pub use checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder, local_tower};
 pub use config::{
     ConfigFile, ConfigFiles, DecoderConfig, Family, ModelConfig, Names, Positions, ProjectorConfig, PromptConfig,
-    RopeScaling, Separator, Template, ViewTags, ViewTokens, VisionConfig, VisionKind, WindowRounding,
+    RopeScaling, Separator, Template, ViewTags, ViewTokens, VisionConfig, VisionKind,
 };
 pub use error::ModelError;
 pub use factory::{BackendOptions, CandleFactory};
@@ -59,4 +60,5 @@ pub use manifest::{Manifest, manifest};
 pub use model::Model;
 pub use ops::{Engine, Place};
 pub use prompt::{Piece, PromptAssembler, Sequence};
+pub use summary::{Summary, WeightsSummary};
 pub use tokenizer::{Prefer, TextTokenizer};

@@ -34,6 +34,27 @@ pub fn manifest(config: &ModelConfig) -> Manifest {
     list.0
 }
 
+/// Whether a tensor that the manifest lacks is part of what the model computes, so that leaving it out would be wrong: a
+/// bias, a norm or a layer that the config does not say. Buffers that code recomputes, layers of the tower beyond the
+/// selected one, and other parts of a checkpoint (audio, speech) are not.
+pub fn would_be_missed(config: &ModelConfig, name: &str) -> bool {
+    let names = &config.names;
+    let under = |prefix: &str, name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+    if name.ends_with("rotary_emb.inv_freq") || name.ends_with("position_ids") {
+        return false;
+    }
+    if under(&names.projector, name) {
+        // A table that is computed here and a buffer there.
+        return !name.ends_with(".pos_embed");
+    }
+    let layers = format!("{}.encoder.layers", names.vision);
+    if let Some(rest) = name.strip_prefix(&layers).and_then(|rest| rest.strip_prefix('.')) {
+        let layer = rest.split('.').next().and_then(|number| number.parse::<usize>().ok());
+        return layer.is_some_and(|layer| layer < config.vision.layers);
+    }
+    ["layers", "embed_tokens", "norm"].iter().any(|part| under(&format!("{}.{part}", names.decoder), name))
+}
+
 struct List(Manifest);
 
 impl List {
@@ -146,5 +167,29 @@ mod tests {
         assert!(other.contains_key("model.layers.0.self_attn.q_norm.weight"));
         let last = format!("{}.encoder.layers.{}.mlp.fc1.bias", config.names.vision, config.vision.layers);
         assert!(plain.contains_key(&last) && !other.contains_key(&last));
+    }
+
+    #[test]
+    fn tensors_that_would_be_missed_are_known() {
+        let config = ModelConfig::parse(include_bytes!("../embedded/config.json"), "config.json").unwrap();
+        let missed = |name: &str| would_be_missed(&config, name);
+        for name in [
+            "model.layers.0.self_attn.q_proj.bias",
+            "model.layers.9.mlp.up_proj.weight",
+            "model.mm_projector.sep_embeddings",
+            "model.vision_tower.vision_tower.vision_model.encoder.layers.0.self_attn.q_norm.weight",
+        ] {
+            assert!(missed(name), "{name}");
+        }
+        for name in [
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.vision_tower.vision_tower.vision_model.encoder.layers.5.layer_norm1.weight",
+            "model.vision_tower.vision_tower.vision_model.post_layernorm.weight",
+            "model.vision_tower.vision_tower.vision_model.embeddings.position_ids",
+            "tts.layers.0.weight",
+            "lm_head.weight",
+        ] {
+            assert!(!missed(name), "{name}");
+        }
     }
 }

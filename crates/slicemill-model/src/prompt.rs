@@ -123,6 +123,7 @@ impl PromptAssembler {
         if let Some(id) = prompt.bos.iter().chain(&eos).find(|&&id| id as usize >= vocab) {
             return Err(problem(format!("lacks the token id {id} that config.json names as bos or eos")));
         }
+        same_ends(config, &tokenizer).map_err(&problem)?;
         let between = Between::new(&prompt.views, &tokenizer, vocab).map_err(&problem)?;
         let mut assembler = Self {
             wording: wording(&prompt.template, &tokenizer, chat).map_err(&problem)?,
@@ -238,11 +239,17 @@ impl Between {
             ViewTokens::Nothing => Ok(Self::Nothing),
             ViewTokens::Separators { column, row } => {
                 let id = |separator: &Separator| match separator {
-                    Separator::Id(id) if (*id as usize) < vocab => Ok(*id),
-                    Separator::Id(id) => {
-                        Err(format!("belongs to a vocabulary of {vocab}, which lacks the separator {id} of LLaVA-UHD"))
-                    }
                     Separator::Text(text) => single(tokenizer, text),
+                    Separator::Id(id, text) => {
+                        let found = tokenizer.decode(&[*id], false).unwrap_or_default();
+                        if (*id as usize) < vocab && found.trim_matches(' ') == *text {
+                            return Ok(*id);
+                        }
+                        Err(format!(
+                            "has {found:?} as the token {id}, where LLaVA-UHD's separator {text:?} must be; it belongs to \
+                             another model"
+                        ))
+                    }
                 };
                 Ok(Self::Separators { column: id(column)?, row: id(row)? })
             }
@@ -301,6 +308,23 @@ const fn column(view: &View) -> u32 {
     match view.kind {
         ViewKind::Slice { col, .. } => col,
         ViewKind::Overview => 0,
+    }
+}
+
+/// Where prompts begin with the config's own token, a tokenizer that says another begins or ends sequences belongs to
+/// another model.
+fn same_ends(config: &ModelConfig, tokenizer: &TextTokenizer) -> Result<(), String> {
+    if config.prompt.template == Template::Chat {
+        return Ok(());
+    }
+    let other = |role: &str, has: u32, says: &[u32]| {
+        format!("has the {role} token {has}, and config.json says {says:?}; they belong to different models")
+    };
+    let (bos, eos) = (config.prompt.bos.as_slice(), config.prompt.eos.as_slice());
+    match (tokenizer.bos(), tokenizer.eos()) {
+        (Some(id), _) if !bos.is_empty() && !bos.contains(&id) => Err(other("first", id, bos)),
+        (_, Some(id)) if !eos.is_empty() && !eos.contains(&id) => Err(other("last", id, eos)),
+        _ => Ok(()),
     }
 }
 
@@ -393,8 +417,8 @@ mod tests {
         let views = |row| ViewTokens::Separators { column: column.clone(), row };
         let error = assembler(|c| c.prompt.views = views(Separator::Text("red blue".to_owned()))).unwrap_err();
         assert!(error.to_string().contains("it must be one"), "{error}");
-        let error = assembler(|c| c.prompt.views = views(Separator::Id(29892))).unwrap_err().to_string();
-        assert!(error.contains("lacks the separator 29892"), "{error}");
+        let error = assembler(|c| c.prompt.views = views(Separator::Id(29892, ","))).unwrap_err().to_string();
+        assert!(error.contains("the token 29892, where LLaVA-UHD's separator"), "{error}");
         let error = assembler(|c| c.prompt.template = Template::Chat).unwrap_err().to_string();
         assert!(error.contains("no chat template"), "{error}");
     }

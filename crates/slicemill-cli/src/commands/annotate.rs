@@ -104,7 +104,7 @@ impl Session<'_> {
     }
 
     fn run_draft(&self, draft: &JobDraft, options: &RunOptions) -> Result<Exit, Failure> {
-        let factory = models::open(draft.model_name(), runtime_of(options))?;
+        let factory = models::open(draft.model_name(), draft.windows(), runtime_of(options))?;
         let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
         let summary = self.run_job(&job, options, factory)?;
         Ok(conclude_run(&summary, &job.output))
@@ -134,7 +134,7 @@ impl Session<'_> {
         let classes: Vec<ErrorClass> = classes.collect::<Result<_, _>>()?;
         let options = run_options(&args.run, false)?;
         let (_, frozen) = runtime()?.block_on(FrozenJob::open(&args.out)).map_err(failure_of)?;
-        let factory = models::open(&frozen.job.model, runtime_of(&options))?;
+        let factory = models::open(&frozen.job.model, frozen.job.windows, runtime_of(&options))?;
         let chosen = (!classes.is_empty()).then_some(classes.as_slice());
         let summary = self.watched(|stop, observer| {
             slicemill_exec::retry_job(&args.out, chosen, &options, factory, stop, observer)

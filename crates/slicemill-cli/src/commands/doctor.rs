@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use slicemill_core::Size;
+use slicemill_core::{Size, WindowRounding};
 use slicemill_image::RgbImage;
 use slicemill_pipeline::{BackendFactory, DeviceId, GenerateRequest, Generated, PreparedImage, parse_devices};
 
-use crate::args::DoctorArgs;
+use crate::args::{DoctorArgs, RunFlags};
 use crate::exit::{Exit, Failure};
 use crate::printing::Printer;
 
@@ -23,7 +23,7 @@ pub fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> {
     printer.line(&format!("cores: {cores}"))?;
     let cuda = if cfg!(feature = "cuda") { "built in" } else { "not built in (cargo build --release --features cuda)" };
     printer.line(&format!("CUDA: {cuda}"))?;
-    let factory = crate::models::open("embedded", crate::models::Runtime::default())?;
+    let factory = crate::models::open("embedded", WindowRounding::F32, crate::models::Runtime::default())?;
     let card = factory.card();
     printer.line(&format!(
         "embedded model: {}, policy {} with side {}, {} visual tokens a view at most, fingerprint {}",
@@ -33,10 +33,19 @@ pub fn run(args: &DoctorArgs, printer: Printer) -> Result<Exit, Failure> {
         most_tokens(&*factory)?,
         &card.fingerprint[..card.fingerprint.len().min(12)]
     ))?;
-    let devices = parse_devices(args.run.devices.as_deref().unwrap_or("cpu")).map_err(Failure::usage)?;
+    try_devices(&factory, &args.run, printer)
+}
+
+/// Prints a line per device: what the model says there about a drawn picture, or why it does not work.
+pub(super) fn try_devices(
+    factory: &Arc<dyn BackendFactory>,
+    flags: &RunFlags,
+    printer: Printer,
+) -> Result<Exit, Failure> {
+    let devices = parse_devices(flags.devices.as_deref().unwrap_or("cpu")).map_err(Failure::usage)?;
     let mut exit = Exit::Done;
     for device in devices {
-        match try_device(&factory, device) {
+        match try_device(factory, device) {
             Ok(line) => printer.line(&line)?,
             Err(failure) => {
                 exit = Exit::Failed;

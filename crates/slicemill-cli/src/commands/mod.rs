@@ -2,7 +2,9 @@
 
 pub mod annotate;
 pub mod compare;
+pub mod compute;
 pub mod doctor;
 pub mod inspect;
+pub mod model;
 pub mod plan;
 pub mod slices;

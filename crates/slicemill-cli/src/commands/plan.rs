@@ -16,7 +16,7 @@ use super::annotate::{draft_of_file, draft_of_flags, failure_of, run_options, ru
 /// Plans sizes, inputs or a job file.
 pub fn run(args: &PlanArgs, printer: Printer) -> Result<Exit, Failure> {
     if let Some(sizes) = &args.sizes {
-        return plan_sizes(args, sizes, printer);
+        return if args.compute { super::compute::run(args, sizes, printer) } else { plan_sizes(args, sizes, printer) };
     }
     let draft = match &args.job_file {
         Some(file) => draft_of_file(file, &args.set)?,
@@ -43,7 +43,7 @@ fn plan_sizes(args: &PlanArgs, path: &Path, printer: Printer) -> Result<Exit, Fa
 }
 
 /// The columns `width` and `height` of a CSV file; further columns are read past.
-fn read_sizes(path: &Path) -> Result<Vec<Size>, Failure> {
+pub(super) fn read_sizes(path: &Path) -> Result<Vec<Size>, Failure> {
     let name = path.display();
     let wrong = |error: csv::Error| Failure::usage(format!("{name}: {error}"));
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_path(path).map_err(wrong)?;
@@ -79,7 +79,7 @@ fn sizes_policy(args: &PlanArgs) -> Result<SlicingPolicy, Failure> {
         })?,
         None => {
             let name = args.job.model.as_deref().unwrap_or("embedded");
-            models::open(name, models::Runtime::default())?.card().policy.clone()
+            models::card(name)?.policy
         }
     };
     policy.with_overrides(args.job.side, args.job.patch, args.job.max_slices).map_err(Failure::usage)
@@ -96,7 +96,7 @@ fn json_row(row: &PlanRow) -> serde_json::Value {
 
 fn plan_draft(args: &PlanArgs, draft: &JobDraft, printer: Printer) -> Result<Exit, Failure> {
     let options = run_options(&args.run, false)?;
-    let factory = models::open(draft.model_name(), runtime_of(&options))?;
+    let factory = models::open(draft.model_name(), draft.windows(), runtime_of(&options))?;
     let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
     let summary = runtime()?.block_on(async {
         let mut summary = slicemill_exec::plan_job(&job, Arc::clone(&factory), options.fetches).await?;

@@ -14,7 +14,7 @@ use crate::printing::Printer;
 /// Writes `DIR/<file stem>/overview.png`, `slice-01.png` … row by row, and `plan.json`.
 pub fn run(args: &SlicesArgs, printer: &Printer) -> Result<Exit, Failure> {
     let draft = super::annotate::draft_of_flags(crate::document::slices(args))?;
-    let factory = crate::models::open(draft.model_name(), crate::models::Runtime::default())?;
+    let factory = crate::models::open(draft.model_name(), draft.windows(), crate::models::Runtime::default())?;
     let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
     let folders = folders(&args.images, &args.output)?;
     let mut exit = Exit::Done;

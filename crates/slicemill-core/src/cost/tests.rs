@@ -44,7 +44,7 @@ fn projectors_by_hand() {
     let equal = 2 * (2 * 4 * 2 * 2) + 3 * (2 * 2 * 2 * 2) + 2 * (2 * 2 * 2 * 4);
     assert_eq!(flops(ProjectorShape::Resampler { queries: 2 }, 2), equal);
     // A square view has windows of 3 × 3 pooled keys.
-    let spatial = 2 * 4 * 2 * 3 + 2 * (2 * 18 * 3 * 3) + 3 * (2 * 2 * 3 * 3) + 2 * (2 * 2 * 3 * 9);
+    let spatial = 2 * 4 * 2 * 3 + 2 * (2 * 4 * 3 * 3) + 3 * (2 * 2 * 3 * 3) + 2 * (2 * 2 * 3 * 9);
     assert_eq!(flops(ProjectorShape::SpatialResampler { queries: 2 }, 3), spatial);
 }
 
@@ -68,7 +68,7 @@ fn decoder_by_hand() {
     assert_eq!(shape.prefill_flops(3), 3 * token + 6 * pair + logits);
     assert_eq!(shape.prefill_flops(0), 0);
     assert_eq!(shape.prefill_flops_by(ComputeRecipe::PAPER, 3), 3 * token + 6 * pair + 3 * logits);
-    let all_pairs = ComputeRecipe { causal: false, lm_head: LmHead::Last };
+    let all_pairs = ComputeRecipe { causal: false, lm_head: LmHead::Last, square_views: false };
     assert_eq!(shape.prefill_flops_by(all_pairs, 3), 3 * token + 9 * pair + logits);
     assert_eq!(shape.decode_flops(3, 2), 2 * token + (4 + 5) * pair + 2 * logits);
     assert_eq!(shape.decode_flops(3, 0), 0);
@@ -91,21 +91,15 @@ fn vicuna_13b(layers: u32, projector: ProjectorShape) -> ModelShape {
     }
 }
 
-/// TFLOPs of an image with this grid of full squares and an overview of 576 patches.
-fn tflops(shape: &ModelShape, recipe: ComputeRecipe, cols: u32, rows: u32, tokens_per_view: u64, text: u64) -> f64 {
+/// TFLOPs of an image with this grid, by `recipe` and with `text` tokens of text.
+fn tflops(shape: &ModelShape, recipe: ComputeRecipe, cols: u32, rows: u32, tokens_per_view: u32, text: u64) -> f64 {
     let square = Size::new(336, 336);
     let mut plan = SlicingPolicy::named("pad-square").unwrap().plan(square).unwrap();
     if cols > 0 {
         plan.grid = crate::Grid { cols, rows };
         plan.slice = square;
     }
-    let prompt = u64::from(plan.view_count()) * tokens_per_view + text;
-    let flops = Flops {
-        vision: shape.vision_flops(&plan),
-        projector: shape.projector_flops(&plan),
-        prefill: shape.prefill_flops_by(recipe, prompt),
-        decode: 0,
-    };
+    let flops = shape.prompt_flops_by(recipe, &plan, 336, TokenRule::Queries(tokens_per_view), text);
     flops.total() as f64 / 1e12
 }
 
@@ -129,7 +123,7 @@ fn the_papers_figures_within_a_percent() {
 /// LLaVA-1.5's own figure comes from all 24 layers and all pairs.
 #[test]
 fn llava_15_to_the_last_digit() {
-    let recipe = ComputeRecipe { causal: false, lm_head: LmHead::All };
+    let recipe = ComputeRecipe { causal: false, lm_head: LmHead::All, square_views: true };
     let found = tflops(&vicuna_13b(24, ProjectorShape::Mlp), recipe, 0, 0, 576, 0);
     assert!((found - 15.50).abs() < 0.005, "{found}");
 }

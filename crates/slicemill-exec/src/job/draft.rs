@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use slicemill_core::WindowRounding;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
@@ -105,6 +106,11 @@ impl JobDraft {
             }],
         })?;
         Ok(draft)
+    }
+
+    /// Rounding of the windows of a spatial resampler, which the model is loaded with.
+    pub fn windows(&self) -> WindowRounding {
+        self.file.model.windows.unwrap_or_default()
     }
 
     /// The model to load, before anything else is resolved.

@@ -1,7 +1,7 @@
 //! The job as it is written: every key may be missing.
 
 use serde::{Deserialize, Serialize};
-use slicemill_core::{Alpha, OrientationRule, TaskKind, TokenDtype};
+use slicemill_core::{Alpha, OrientationRule, TaskKind, TokenDtype, WindowRounding};
 
 /// A job file, or the same said with flags. [`super::JobDraft`] checks it, [`super::Job`] is the result.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -61,9 +61,12 @@ pub struct OutputSection {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
-    /// `embedded` (when missing), `null`, or the path of a checkpoint.
+    /// `embedded` (when missing), `null`, the path of a checkpoint, or its name on the hub.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Rounding of the windows of a spatial resampler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub windows: Option<WindowRounding>,
 }
 
 /// `[slicing]`.

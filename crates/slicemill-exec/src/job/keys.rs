@@ -77,7 +77,13 @@ pub const KEYS: &[Key] = &[
     key("output.columns", "--columns", Kind::ChoiceList(&["+token_ids"]), "further columns of the content"),
     key("output.chunk_rows", "--chunk-rows", count(1, 65_536), "input rows of a chunk, the unit of resume"),
     key("output.shard_rows", "--shard-rows", count(1, 16_777_216), "input rows of a shard, the unit of output files"),
-    key("model.name", "--model", Kind::Text, "embedded, null, or the path of a checkpoint"),
+    key("model.name", "--model", Kind::Text, "embedded, null, the path of a checkpoint, or org/name on the hub"),
+    key(
+        "model.windows",
+        "--windows",
+        Kind::Choice(&["f32", "f16"]),
+        "rounding of LLaVA-UHD v1's windows; f16 is what its released evaluation does",
+    ),
     key("slicing.policy", "--policy", Kind::Choice(SlicingPolicy::NAMES), "slicing policy"),
     key(
         "slicing.side",

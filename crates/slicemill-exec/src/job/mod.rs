@@ -16,7 +16,7 @@ mod resolve;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use slicemill_core::{GenerationParams, ImageOptions, SlicingPolicy, TaskKind, TokenDtype};
+use slicemill_core::{GenerationParams, ImageOptions, SlicingPolicy, TaskKind, TokenDtype, WindowRounding};
 use slicemill_pipeline::backend::DeviceId;
 
 pub use draft::JobDraft;
@@ -51,6 +51,9 @@ pub struct Job {
     pub model: String,
     /// Fingerprint of weights, config and tokenizer.
     pub model_fingerprint: String,
+    /// Rounding of the windows of a spatial resampler.
+    #[serde(default)]
+    pub windows: WindowRounding,
     /// Slicing policy with its overrides.
     pub policy: SlicingPolicy,
     /// How bytes become pixels.

@@ -68,6 +68,7 @@ impl Check<'_> {
             output: output?,
             model: self.card.name.clone(),
             model_fingerprint: self.card.fingerprint.clone(),
+            windows: self.draft.windows(),
             policy: policy?,
             image: ImageOptions {
                 orientation: image.orientation.unwrap_or(default.orientation),

@@ -4,14 +4,14 @@
 //! separators by their token numbers in LLaMA's vocabulary, the prompt of vicuna_v1, the longest prompt.
 
 use serde::Deserialize;
-use slicemill_core::{GenerationParams, Normalisation, SlicingPolicy};
+use slicemill_core::{GenerationParams, Normalisation, SlicingPolicy, WindowRounding};
 
 use super::decoder::{Options, RawDecoder};
 use super::vision::{RawVision, layers_run};
 use super::{
     DEFAULT_PROMPT, Family, ModelConfig, Names, Positions, Problem, ProjectorConfig, PromptConfig, Separator, Sources,
-    Template, ViewTokens, VisionConfig, VisionKind, WindowRounding, dimension, from_value, named_policy, need,
-    positive, resampler_heads, stop_tokens,
+    Template, ViewTokens, VisionConfig, VisionKind, dimension, from_value, named_policy, need, positive,
+    resampler_heads, stop_tokens,
 };
 
 /// The conversation template vicuna_v1 with one question (`llava/conversation.py`).
@@ -107,7 +107,8 @@ impl Raw {
         let decoder = text.check(Options::default())?;
         let vision = self.tower(sources)?;
         let family = self.published_family(sources)?;
-        let separators = || ViewTokens::Separators { column: Separator::Id(COMMA), row: Separator::Id(NEWLINE) };
+        let separators =
+            || ViewTokens::Separators { column: Separator::Id(COMMA, ","), row: Separator::Id(NEWLINE, "\n") };
         let (policy, projector, views) = match family {
             Family::LlavaUhd => (
                 "llava-uhd",

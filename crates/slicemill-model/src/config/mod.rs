@@ -20,7 +20,7 @@ mod vision;
 use serde::Deserialize;
 use slicemill_core::{
     DecoderShape, GenerationParams, ModelCard, ModelShape, Normalisation, ProjectorShape, Schema, SlicingPolicy,
-    TokenRule, VisionShape,
+    TokenRule, VisionShape, WindowRounding,
 };
 
 pub use decoder::{DecoderConfig, RopeScaling};
@@ -136,16 +136,6 @@ pub enum Positions {
     Computed,
 }
 
-/// Rounding of the corners of a spatial resampler's windows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WindowRounding {
-    /// To f32.
-    #[default]
-    F32,
-    /// To f16 first, as the released evaluation does because it runs in half precision.
-    F16,
-}
-
 /// Prompt, separators and stop tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptConfig {
@@ -193,8 +183,8 @@ pub enum ViewTokens {
 /// A token between views.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Separator {
-    /// By number.
-    Id(u32),
+    /// By number, with the text that the tokenizer must have for it.
+    Id(u32, &'static str),
     /// By its text, which must be one token.
     Text(String),
 }

@@ -71,7 +71,10 @@ fn llava_uhd_selects_what_its_code_does() {
     assert_eq!((config.vision.layers, config.vision.grid, config.vision.width), (23, 24, 1024));
     assert!(matches!(config.projector, ProjectorConfig::Spatial { heads: 40, rounding: WindowRounding::F32 }));
     assert_eq!((config.context_tokens_max, config.prompt_tokens_max), (4096, Some(2048)));
-    assert_eq!(config.prompt.views, ViewTokens::Separators { column: Separator::Id(29892), row: Separator::Id(13) });
+    assert_eq!(
+        config.prompt.views,
+        ViewTokens::Separators { column: Separator::Id(29892, ","), row: Separator::Id(13, "\n") }
+    );
     assert_eq!(config.normalisation, Normalisation::CLIP);
     assert_eq!(config.names.tower.as_deref(), Some("./pretrained_models/clip-vit-large-patch14-336"));
     assert_eq!(config.schema(), Schema::CommaNewline);

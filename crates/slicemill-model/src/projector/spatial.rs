@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
+use slicemill_core::WindowRounding;
 
 use super::resampler::{Frame, input_part, projected_queries};
 use super::windows::{SIDE, Windows, windows};
-use crate::config::WindowRounding;
 use crate::error::Loaded;
 use crate::kernels::AttentionShape;
 use crate::ops::{Engine, HostRows, Linear, Loader, Place, add_tables};

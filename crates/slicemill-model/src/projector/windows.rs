@@ -7,7 +7,9 @@
 
 use half::f16;
 
-use crate::config::{SPATIAL_QUERIES, WindowRounding};
+use slicemill_core::WindowRounding;
+
+use crate::config::SPATIAL_QUERIES;
 use crate::position::PatchGrid;
 
 /// Windows down and across.

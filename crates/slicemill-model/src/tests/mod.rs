@@ -7,4 +7,5 @@ mod loading;
 mod numeric;
 mod oracle;
 mod random;
+#[path = "../../../../tests/recipe.rs"]
 mod recipe;

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
+use slicemill_core::WindowRounding;
 
 use crate::attention::Queries;
 use crate::checkpoint::Weights;
-use crate::config::{Positions, VisionConfig, VisionKind, WindowRounding};
+use crate::config::{Positions, VisionConfig, VisionKind};
 use crate::kernels::Activation;
 use crate::ops::{Loader, Place};
 use crate::position::{PatchGrid, interpolate_bicubic, sin_cos};
