@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::program::{assert_same_content, complaint, expect, sql, text};
+use crate::program::{assert_same_content, complaint, expect, root, sql, text};
 use crate::recipe;
 
 /// What reproduces the reference on images with alpha and orientation.
@@ -254,4 +254,31 @@ fn inspect_says_what_a_checkpoint_is() {
     assert!(json["parameters"].as_u64().expect("a number") > 10_000);
     assert!(expect(0, &["model", "check", text(&dir)]).contains("cpu:0: ok"));
     assert!(expect(0, &["model", "check", "embedded"]).contains("red"));
+}
+
+/// Table 2 of arXiv 2403.11703v1 from configs alone, with the recipe that the example states.
+#[test]
+fn the_papers_compute_table_is_reproduced_from_configs() {
+    let folder = root().join("examples/compute");
+    let sizes = folder.join("largest.csv");
+    let total = |config: &str, policy: &str| -> f64 {
+        let config = folder.join(config);
+        let args = ["plan", "--model", text(&config), "--policy", policy, "--sizes", text(&sizes), "--compute"];
+        let recipe = ["--recipe", "paper", "--text-tokens", "1", "--format", "json"];
+        let printed = expect(0, &[&args[..], &recipe[..]].concat());
+        let rows: Vec<Value> = serde_json::from_str(&printed).expect("JSON");
+        rows[0]["flops_total"].as_f64().expect("a number") / 1e12
+    };
+    let llava = total("llava-1.5-13b.json", "pad-square");
+    let uhd = total("llava-uhd-64-13b.json", "llava-uhd-raw");
+    let mlp = total("llava-1.5-13b.json", "llava-uhd-raw");
+    let fixed = total("llava-1.5-13b.json", "fixed-2x2");
+    for (found, paper) in [(llava, 15.50), (uhd, 14.63), (mlp, 113.65), (fixed, 80.10)] {
+        assert!((found / paper - 1.0).abs() < 0.01, "{found:.2} TFLOPs, the paper has {paper}");
+    }
+    assert!((uhd / mlp - 0.129).abs() < 0.002, "{:.4} of the compute with an MLP", uhd / mlp);
+    assert!((uhd / llava - 0.944).abs() < 0.02, "{:.4} of LLaVA-1.5's compute", uhd / llava);
+    let table =
+        expect(0, &["plan", "--model", text(&folder.join("llava-1.5-13b.json")), "--sizes", text(&sizes), "--compute"]);
+    assert!(table.contains("672 x 1008"), "{table}");
 }
