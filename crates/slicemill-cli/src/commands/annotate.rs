@@ -23,6 +23,9 @@ pub struct Session<'a> {
     pub bars: &'a MultiProgress,
 }
 
+/// Reserved for objects that are read and images that are decoded, which are few at a time.
+const IN_WORK_BYTES: u64 = 32 << 20;
+
 /// The async runtime: it reads, writes and waits; pixels and tensors have threads of their own.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
@@ -117,9 +120,10 @@ impl Session<'_> {
         options: &RunOptions,
         factory: Arc<dyn BackendFactory>,
     ) -> Result<RunSummary, Failure> {
-        // Every chunk in flight may hold as much prepared.
+        // Every chunk in flight may hold as much prepared; objects that are read and images that are decoded come on top.
         let chunks = options.devices.len() as u64 + 1;
-        crate::memory::reserve(runtime_limits(options).prepared_bytes_max.saturating_mul(chunks));
+        let prepared = runtime_limits(options).prepared_bytes_max.saturating_mul(chunks);
+        crate::memory::reserve(prepared.saturating_add(IN_WORK_BYTES));
         self.watched(|stop, observer| slicemill_exec::run_job(job, options, factory, stop, observer))
     }
 
