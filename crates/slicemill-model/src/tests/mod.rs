@@ -1,10 +1,12 @@
 //! Tests of the whole model: against references, and against itself in other batches.
 
 mod batching;
+mod beams;
 mod embedded;
 mod golden;
+mod golden_beams;
 mod loading;
 mod numeric;
 mod oracle;
 mod random;
-mod recipe;
+pub mod recipe;
