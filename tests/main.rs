@@ -9,6 +9,7 @@
 )]
 
 mod bars;
+mod beams;
 mod broken;
 mod captions;
 mod checkpoints;

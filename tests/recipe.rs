@@ -91,6 +91,21 @@ impl Recipe {
     }
 }
 
+/// The i-th value is uniform in [−1, 1), from SplitMix64 of the name's FNV-1a hash, seed and i.
+pub fn uniform(name: &str, seed: u64, count: usize) -> Vec<f32> {
+    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+    let name = name
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+    let value = |i: u64| {
+        let state = name.wrapping_add(seed.wrapping_mul(GOLDEN)).wrapping_add((i + 1).wrapping_mul(GOLDEN));
+        let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        2.0 * (((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0) - 1.0
+    };
+    (0..count as u64).map(value).collect()
+}
+
 impl TensorRecipe {
     fn dtype(&self) -> Dtype {
         match self.dtype.as_str() {
@@ -101,22 +116,9 @@ impl TensorRecipe {
         }
     }
 
-    /// The i-th value is uniform in ±scale around the offset, from SplitMix64 of the name's FNV-1a hash, seed and i.
     fn bytes(&self, seed: u64) -> Vec<u8> {
-        const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-        let name = self
-            .name
-            .bytes()
-            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
-        let count: usize = self.shape.iter().product();
-        let value = |i: u64| {
-            let state = name.wrapping_add(seed.wrapping_mul(GOLDEN)).wrapping_add((i + 1).wrapping_mul(GOLDEN));
-            let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            let unit = ((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0;
-            (2.0 * unit - 1.0) * self.scale + self.offset
-        };
-        let values = (0..count as u64).map(value);
+        let values = uniform(&self.name, seed, self.shape.iter().product());
+        let values = values.into_iter().map(|x| x * self.scale + self.offset);
         match self.dtype() {
             Dtype::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
             Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),

@@ -166,6 +166,15 @@ pub struct GenerationFlags {
     /// Above 1, tokens already produced become less likely
     #[arg(long, value_name = "R")]
     pub repetition_penalty: Option<f64>,
+    /// Beams of a beam search; 1 is none
+    #[arg(long, value_name = "N")]
+    pub num_beams: Option<u32>,
+    /// Beam search: above 0 long answers gain, below 0 short ones [1]
+    #[arg(long, value_name = "R", allow_hyphen_values = true)]
+    pub length_penalty: Option<f64>,
+    /// Beam search: end it when as many beams have finished as there are beams
+    #[arg(long)]
+    pub early_stopping: bool,
     /// Seed of sampling; each row derives its own
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,

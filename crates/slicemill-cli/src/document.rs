@@ -58,6 +58,9 @@ impl Document {
         self.set("generation.top_k", flags.top_k.map(i64::from));
         self.set("generation.top_p", flags.top_p);
         self.set("generation.repetition_penalty", flags.repetition_penalty);
+        self.set("generation.num_beams", flags.num_beams.map(i64::from));
+        self.set("generation.length_penalty", flags.length_penalty);
+        self.set("generation.early_stopping", flags.early_stopping.then_some(true));
         self.set("generation.seed", flags.seed.map(saturate));
     }
 }

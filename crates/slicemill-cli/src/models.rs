@@ -16,13 +16,17 @@ pub struct Runtime {
     pub batch_views: Option<u32>,
     /// Sequences decoded together, when given.
     pub sequences: Option<u32>,
+    /// Beams of the job's beam search, when it has one.
+    pub beams: Option<u32>,
 }
 
 /// Opens the model called `name`: `embedded`, `null`, the directory of a checkpoint, or its name on the hub.
 pub fn open(name: &str, windows: WindowRounding, runtime: Runtime) -> Result<Arc<dyn BackendFactory>, Failure> {
     let mut options = BackendOptions { windows, ..BackendOptions::default() };
     options.batch_views_max = runtime.batch_views.unwrap_or(options.batch_views_max);
-    options.sequences_max = runtime.sequences.unwrap_or(options.sequences_max);
+    options.beams_max = runtime.beams.unwrap_or(options.beams_max).max(1);
+    // Unless it is said how many, beams take the places of sequences: the same memory, the same width of a step.
+    options.sequences_max = runtime.sequences.unwrap_or((options.sequences_max / options.beams_max).max(1));
     let factory: Arc<dyn BackendFactory> = match name {
         "null" => Arc::new(null_model()),
         "embedded" => Arc::new(CandleFactory::embedded(options).map_err(Failure::failed)?),

@@ -326,6 +326,15 @@ impl ModelShape {
         sum([decoder.linear_flops(output_tokens), decoder.attention_flops(pairs), decoder.logits_flops(output_tokens)])
     }
 
+    /// FLOPs of a beam search: every step runs one token of each beam, and each beam attends to the prompt and to all
+    /// output of its own. With one beam this is [`decode_flops`](Self::decode_flops).
+    ///
+    /// A search takes at least as many steps as its answer has tokens, because it goes on until the other beams cannot
+    /// win any more. (As above, the step after the last token is counted when the search ends at its cap.)
+    pub fn beam_flops(&self, beams: u32, prompt_tokens: u64, steps: u64) -> u64 {
+        self.decode_flops(prompt_tokens, steps).saturating_mul(u64::from(beams))
+    }
+
     /// FLOPs by stage of one image with one prompt.
     pub fn flops(&self, plan: &SlicePlan, prompt_tokens: u64, output_tokens: u64) -> Flops {
         Flops {

@@ -102,7 +102,9 @@ impl Default for ImageOptions {
     }
 }
 
-/// How text is generated. Temperature 0 is greedy.
+/// How text is generated: greedy at temperature 0, sampled above, by beam search with several beams.
+///
+/// What says "no beam search" is left out when this is written, so a job without it has the identity it always had.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationParams {
     /// Cap on output tokens.
@@ -113,14 +115,82 @@ pub struct GenerationParams {
     pub top_k: Option<u32>,
     /// Keep the smallest set of tokens whose probability reaches p.
     pub top_p: Option<f64>,
-    /// Divide positive and multiply negative logits of tokens already produced (1 = off).
+    /// Divide positive and multiply negative logits of tokens already produced (1 = off). A beam search does so with
+    /// log-probabilities.
     pub repetition_penalty: f32,
+    /// Beams of a beam search, at most [`BEAMS_MAX`](Self::BEAMS_MAX); 1 is no search.
+    #[serde(default = "one_beam", skip_serializing_if = "is_one_beam")]
+    pub num_beams: u32,
+    /// A finished beam's log-probability is divided by its length to this power: above 0 long answers gain.
+    #[serde(default = "neutral_length_penalty", skip_serializing_if = "is_neutral_length_penalty")]
+    pub length_penalty: f64,
+    /// Whether a beam search ends as soon as there are as many finished beams as beams; otherwise when no other can get
+    /// among them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub early_stopping: bool,
     /// Seed of the job; each row derives its own from this and its key.
     pub seed: u64,
 }
 
+impl GenerationParams {
+    /// Most beams of a beam search.
+    pub const BEAMS_MAX: u32 = 64;
+}
+
 impl Default for GenerationParams {
     fn default() -> Self {
-        Self { max_new_tokens: 128, temperature: 0.0, top_k: None, top_p: None, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            max_new_tokens: 128,
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            repetition_penalty: 1.0,
+            num_beams: one_beam(),
+            length_penalty: neutral_length_penalty(),
+            early_stopping: false,
+            seed: 0,
+        }
+    }
+}
+
+const fn one_beam() -> u32 {
+    1
+}
+
+const fn neutral_length_penalty() -> f64 {
+    1.0
+}
+
+// serde passes what it asks about by reference.
+const fn is_one_beam(beams: &u32) -> bool {
+    *beams == one_beam()
+}
+
+const fn is_neutral_length_penalty(penalty: &f64) -> bool {
+    *penalty == neutral_length_penalty()
+}
+
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generation_without_a_beam_search_is_written_as_it_always_was() {
+        let old =
+            r#"{"max_new_tokens":128,"temperature":0.0,"top_k":null,"top_p":null,"repetition_penalty":1.0,"seed":0}"#;
+        assert_eq!(serde_json::to_string(&GenerationParams::default()).unwrap(), old);
+        assert_eq!(serde_json::from_str::<GenerationParams>(old).unwrap(), GenerationParams::default());
+    }
+
+    #[test]
+    fn a_beam_search_is_written_and_read_back() {
+        let params = GenerationParams { num_beams: 5, length_penalty: 0.5, early_stopping: true, ..Default::default() };
+        let json = serde_json::to_string(&params).unwrap();
+        assert!(json.contains(r#""num_beams":5,"length_penalty":0.5,"early_stopping":true"#), "{json}");
+        assert_eq!(serde_json::from_str::<GenerationParams>(&json).unwrap(), params);
     }
 }

@@ -174,7 +174,7 @@ const IMAGE: [Column; 21] = [
     column("vision_flops", ColumnType::U64, "compute of the vision tower; on an image's first row only"),
     column("projector_flops", ColumnType::U64, "compute of the projector; on an image's first row only"),
     column("prefill_flops", ColumnType::U64, "compute of the language model over the prompt"),
-    column("decode_flops", ColumnType::U64, "compute of the language model over the output"),
+    column("decode_flops", ColumnType::U64, "compute of the language model over the output, all beams counted"),
     column("finish_reason", ColumnType::Text, "stop, length, or none when nothing is generated"),
     nullable("text", ColumnType::Text, "caption or answer"),
 ];

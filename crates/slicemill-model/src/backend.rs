@@ -6,9 +6,16 @@
 //!   step     last token of every sequence ─▶ one pass, each at its own position ─▶ next tokens
 //! ```
 //!
+//! A sequence has one slot, or as many as its beam search has beams. Its prompt is run once and copied to the others;
+//! after a step, a beam that continues another's takes over its slot, and only where two continue the same one is
+//! anything copied: the tokens in which their slots differ.
+//!
 //! A slot remembers which image's prefix it holds (everything up to the end of the visual tokens), also after its
 //! sequence has ended. The next question about the same image copies that prefix and prefills only what follows. The
 //! result is the same to the bit: a token's keys and values do not depend on what comes after it.
+
+mod sequence;
+mod slots;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -26,12 +33,14 @@ use crate::config::small;
 use crate::decoder::Logits;
 use crate::error::{fatal, row, runtime};
 use crate::factory::BackendOptions;
-use crate::kernels::{self, Isa};
-use crate::kv_cache::{Batch, DeviceBatch, DeviceCache, HostSlot, HostSpan};
+use crate::kernels;
+use crate::kv_cache::{Batch, DeviceBatch, DeviceCache, HostSlot, HostSpan, SlotCopy};
 use crate::model::Model;
 use crate::ops::Engine;
 use crate::prompt::{Piece, PromptAssembler, Sequence};
-use crate::sampler::Sampler;
+
+use self::sequence::{Choice, InFlight, Output, Progress};
+use self::slots::{Cache, SlotState, State};
 
 /// A step whose weights fit in caches is split over threads by sequences, which then run without waiting for each other.
 const CACHED_BYTES: usize = 32 << 20;
@@ -40,77 +49,20 @@ const CACHED_BYTES: usize = 32 << 20;
 pub struct CandleBackend {
     model: Arc<Model>,
     prompts: Arc<PromptAssembler>,
+    /// Tokens that end the output.
+    pub(crate) eos: Vec<u32>,
     limits: BackendLimits,
+    /// Most beams of a sequence.
+    beams_max: usize,
     context: usize,
     pool: Option<rayon::ThreadPool>,
     state: State,
-}
-
-/// Everything that changes.
-struct State {
-    cache: Cache,
-    slots: Vec<SlotState>,
-    images: BTreeMap<u64, Image>,
-    next_image: u64,
-    next_sequence: u64,
-    /// In order of admission.
-    in_flight: Vec<InFlight>,
-    finished: Vec<Generated>,
-    failed: VecDeque<(SequenceId, BackendError)>,
-}
-
-enum Cache {
-    Host(Isa, Vec<HostSlot>),
-    Device(DeviceCache),
-}
-
-#[derive(Clone, Default)]
-struct SlotState {
-    busy: bool,
-    /// Image and number of tokens of the prefix that the slot holds.
-    prefix: Option<(u64, usize)>,
 }
 
 struct Image {
     /// `[visual tokens, width]`.
     tokens: Tensor,
     plan: Arc<SlicePlan>,
-}
-
-struct InFlight {
-    id: SequenceId,
-    slot: usize,
-    sampler: Sampler,
-    produced: Vec<u32>,
-    prompt_tokens: usize,
-    /// Tokens that were cut off the prompt.
-    prompt_cut: usize,
-    tokens_max: usize,
-    prefill_ms: f32,
-    decode_start: Instant,
-}
-
-/// What became of a sequence after a token.
-enum Progress {
-    Goes,
-    Ends(FinishReason),
-}
-
-impl InFlight {
-    /// Position of the last produced token, which has not been run.
-    fn position(&self) -> usize {
-        self.prompt_tokens + self.produced.len() - 1
-    }
-
-    fn advance(&mut self, logits: &[f32], eos: &[u32], context: usize) -> Result<Progress, String> {
-        let token = self.sampler.next(logits)?;
-        if eos.contains(&token) {
-            return Ok(Progress::Ends(FinishReason::Stop));
-        }
-        self.produced.push(token);
-        let full = self.produced.len() >= self.tokens_max || self.prompt_tokens + self.produced.len() >= context;
-        Ok(if full { Progress::Ends(FinishReason::Length) } else { Progress::Goes })
-    }
 }
 
 impl CandleBackend {
@@ -120,14 +72,16 @@ impl CandleBackend {
         context: usize,
         options: &BackendOptions,
     ) -> Result<Self, BackendError> {
-        let sequences = options.sequences_max.max(1) as usize;
+        let (sequences, beams_max) = (options.sequences_max.max(1) as usize, options.beams_max.max(1) as usize);
+        let slots = sequences.saturating_mul(beams_max);
         let config = &model.decoder.config;
         let cache = match model.place.engine {
-            Engine::Kernels(isa) => Cache::Host(isa, (0..sequences).map(|_| HostSlot::default()).collect()),
+            Engine::Kernels(isa) => Cache::Host(isa, (0..slots).map(|_| HostSlot::default()).collect()),
             Engine::Candle => Cache::Device(
-                DeviceCache::new(&model.place, config.attention, config.layers, sequences, context).map_err(|e| {
+                DeviceCache::new(&model.place, config.attention, config.layers, slots, context).map_err(|e| {
+                    let beams = if beams_max > 1 { format!(" with {beams_max} beams") } else { String::new() };
                     fatal(format!(
-                        "no room for {sequences} sequences of {context} tokens: {e}; lower the number of sequences"
+                        "no room for {sequences} sequences of {context} tokens{beams}: {e}; lower the number of sequences"
                     ))
                 })?,
             ),
@@ -143,17 +97,19 @@ impl CandleBackend {
         };
         Ok(Self {
             model,
+            eos: prompts.eos().to_vec(),
             prompts,
             limits: BackendLimits {
                 batch_views_max: options.batch_views_max.max(1),
                 batch_patches_max: options.batch_patches_max.max(1),
                 sequences_max: small(sequences),
             },
+            beams_max,
             context,
             pool,
             state: State {
                 cache,
-                slots: vec![SlotState::default(); sequences],
+                slots: vec![SlotState::default(); slots],
                 images: BTreeMap::new(),
                 next_image: 0,
                 next_sequence: 0,
@@ -199,6 +155,7 @@ impl CandleBackend {
 
     fn admit_one(&mut self, request: &GenerateRequest) -> Result<SequenceId, BackendError> {
         let start = Instant::now();
+        self.check_beams(request.params.num_beams)?;
         let Some(image) = self.state.images.get(&request.image.0) else {
             return Err(fatal(format!("image {} is not on this device", request.image.0)));
         };
@@ -213,11 +170,10 @@ impl CandleBackend {
         if tokens >= self.context {
             return Err(too_long(tokens, image.tokens.dim(0).unwrap_or(0), self.context));
         }
-        let sampler =
-            Sampler::new(&request.params, request.seed).map_err(|message| row(ErrorClass::ModelFailed, message))?;
-        let tokens_max = request.params.max_new_tokens as usize;
-        let room = tokens.saturating_add(tokens_max).min(self.context);
-        let slot = self.state.take_slot(request.image.0, sequence.shared, room, &self.model)?;
+        let tokens_max = (request.params.max_new_tokens as usize).min(self.context - tokens);
+        let choice = Choice::new(&request.params, request.seed, tokens_max)
+            .map_err(|message| row(ErrorClass::ModelFailed, message))?;
+        let slot = self.state.take_slot(request.image.0, sequence.shared, tokens + tokens_max, &self.model)?;
         let logits = match self.prefill(slot, request.image.0, &sequence) {
             Ok(logits) => logits,
             Err(error) => {
@@ -225,36 +181,78 @@ impl CandleBackend {
                 return Err(error);
             }
         };
-        let mut new = InFlight {
+        let new = InFlight {
             id: SequenceId(self.state.next_sequence),
-            slot,
-            sampler,
-            produced: Vec::new(),
+            slots: vec![slot],
+            copies: Vec::new(),
+            choice,
             prompt_tokens: tokens,
             prompt_cut: sequence.cut,
-            tokens_max,
             prefill_ms: start.elapsed().as_secs_f32() * 1e3,
             decode_start: Instant::now(),
         };
-        let progress = if tokens_max == 0 {
-            Ok(Progress::Ends(FinishReason::Length))
-        } else {
-            new.advance(logits.of(0), self.prompts.eos(), self.context)
-        };
         let id = new.id;
-        match progress {
-            Ok(Progress::Goes) => self.state.in_flight.push(new),
-            Ok(Progress::Ends(finish)) => {
-                self.state.slots[slot].busy = false;
-                self.finish(&new, finish)?;
-            }
-            Err(message) => {
-                self.state.spoil(slot);
-                return Err(row(ErrorClass::ModelFailed, message));
-            }
-        }
+        self.begin(new, &logits, (request.image.0, sequence.shared), tokens_max)?;
         self.state.next_sequence += 1;
         Ok(id)
+    }
+
+    /// Whether so many beams can be admitted now.
+    fn check_beams(&self, beams: u32) -> Result<(), BackendError> {
+        if beams as usize > self.beams_max {
+            return Err(fatal(format!(
+                "a prompt asks for {beams} beams and the model was opened for at most {}: open it with the number of \
+                 beams of the job",
+                self.beams_max
+            )));
+        }
+        let (vocab, ends) = (self.model.decoder.config.vocab, self.eos.len());
+        if beams > 1 && beams as usize + ends > vocab {
+            return Err(fatal(format!("{beams} beams are more than a vocabulary of {vocab} tokens can start")));
+        }
+        if (beams as usize) > self.state.free() {
+            return Err(fatal("all sequences are in flight; step before another is admitted"));
+        }
+        Ok(())
+    }
+
+    /// Takes the first tokens of a sequence from the logits after its prompt, and puts it in flight when it goes on.
+    fn begin(
+        &mut self,
+        mut new: InFlight,
+        logits: &Logits,
+        prefix: (u64, usize),
+        tokens_max: usize,
+    ) -> Result<(), BackendError> {
+        let first = new.slots[0];
+        let progress = if tokens_max == 0 {
+            Ok(Progress::Ends(Output { ids: Vec::new(), finish: FinishReason::Length, steps: 0 }))
+        } else {
+            new.advance(&[logits.of(0)], &self.eos)
+        };
+        match progress {
+            Ok(Progress::Goes) => {
+                let lengths = (new.prompt_tokens, new.prompt_tokens + tokens_max);
+                let more = new.choice.last_tokens().len() - 1;
+                match self.state.take_twins(first, more, prefix, lengths, &self.model) {
+                    Ok(twins) => new.slots.extend(twins),
+                    Err(error) => {
+                        self.state.release(&new.slots);
+                        return Err(error);
+                    }
+                }
+                self.state.in_flight.push(new);
+                Ok(())
+            }
+            Ok(Progress::Ends(output)) => {
+                self.state.release(&new.slots);
+                self.finish(&new, output)
+            }
+            Err(message) => {
+                self.state.spoil(&new.slots);
+                Err(row(ErrorClass::ModelFailed, message))
+            }
+        }
     }
 
     /// Runs a prompt into its slot, from the prefix that the slot holds already.
@@ -297,13 +295,14 @@ impl CandleBackend {
         Tensor::cat(&parts, 0)
     }
 
-    fn finish(&mut self, done: &InFlight, finish: FinishReason) -> Result<(), BackendError> {
-        let text = self.prompts.decode(&done.produced).map_err(|message| row(ErrorClass::ModelFailed, message))?;
+    fn finish(&mut self, done: &InFlight, output: Output) -> Result<(), BackendError> {
+        let text = self.prompts.decode(&output.ids).map_err(|message| row(ErrorClass::ModelFailed, message))?;
         self.state.finished.push(Generated {
             sequence: done.id,
-            token_ids: done.produced.clone(),
+            token_ids: output.ids,
+            decode_steps: small(output.steps),
             text,
-            finish,
+            finish: output.finish,
             prompt_tokens: small(done.prompt_tokens),
             prompt_cut: small(done.prompt_cut),
             prefill_ms: done.prefill_ms,
@@ -312,23 +311,40 @@ impl CandleBackend {
         Ok(())
     }
 
-    /// One pass over the last token of every sequence in flight.
+    /// Copies what beams have in common to the slots in which they go on.
+    fn copy_beams(&mut self) -> candle_core::Result<()> {
+        let copies: Vec<SlotCopy> = self.state.in_flight.iter().flat_map(|s| &s.copies).cloned().collect();
+        if !copies.is_empty() {
+            let config = &self.model.decoder.config;
+            self.state.cache.copy(&copies, config.attention, config.layers)?;
+            self.state.in_flight.iter_mut().for_each(|sequence| sequence.copies.clear());
+        }
+        Ok(())
+    }
+
+    /// One pass over the last token of every beam of every sequence in flight: the logits of each beam, in order.
     fn decode(&mut self) -> candle_core::Result<Vec<Logits>> {
-        let ids: Vec<u32> = self.state.in_flight.iter().filter_map(|s| s.produced.last().copied()).collect();
+        self.copy_beams()?;
+        let mut ids = Vec::new();
+        let (mut slots_of_rows, mut positions) = (Vec::new(), Vec::new());
+        for sequence in &self.state.in_flight {
+            let last = sequence.choice.last_tokens();
+            slots_of_rows.extend(&sequence.slots[..last.len()]);
+            positions.extend(std::iter::repeat_n(sequence.position(), last.len()));
+            ids.extend(last);
+        }
         let x = self.model.decoder.embed(&ids)?;
         let decoder = &self.model.decoder;
         match &mut self.state.cache {
             Cache::Device(cache) => {
-                let slots = self.state.in_flight.iter().map(|s| s.slot).collect();
-                let positions = self.state.in_flight.iter().map(InFlight::position).collect();
-                Ok(vec![decoder.forward(&x, &mut Batch::Device(DeviceBatch::decode(cache, slots, positions)))?])
+                Ok(vec![decoder.forward(&x, &mut Batch::Device(DeviceBatch::decode(cache, slots_of_rows, positions)))?])
             }
             Cache::Host(isa, slots) => {
                 let mut free: Vec<Option<&mut HostSlot>> = slots.iter_mut().map(Some).collect();
-                let spans = self.state.in_flight.iter().filter_map(|sequence| {
-                    let slot = free[sequence.slot].take()?;
-                    Some(HostSpan { slot, start: sequence.position(), tokens: 1 })
-                });
+                let spans = slots_of_rows
+                    .iter()
+                    .zip(&positions)
+                    .filter_map(|(&slot, &start)| Some(HostSpan { slot: free[slot].take()?, start, tokens: 1 }));
                 let mut spans: VecDeque<HostSpan<'_>> = spans.collect();
                 let threads = if decoder.step_bytes() <= CACHED_BYTES { kernels::threads() } else { 1 };
                 let size = spans.len().div_ceil(threads);
@@ -354,21 +370,19 @@ impl CandleBackend {
     fn step_all(&mut self) -> Result<Vec<Generated>, (Option<SequenceId>, BackendError)> {
         if self.state.failed.is_empty() && !self.state.in_flight.is_empty() {
             let logits = self.decode().map_err(|e| (None, runtime(&e)))?;
-            let rows: Vec<&[f32]> = logits.iter().flat_map(Logits::rows).collect();
-            let sequences = std::mem::take(&mut self.state.in_flight);
-            for (mut sequence, logits) in sequences.into_iter().zip(rows) {
-                let (id, slot) = (sequence.id, sequence.slot);
-                let ended = match sequence.advance(logits, self.prompts.eos(), self.context) {
+            for (sequence, progress) in self.advance_all(&logits) {
+                let (id, slots) = (sequence.id, &sequence.slots);
+                let ended = match progress {
                     Ok(Progress::Goes) => {
                         self.state.in_flight.push(sequence);
                         continue;
                     }
-                    Ok(Progress::Ends(finish)) => {
-                        self.state.slots[slot].busy = false;
-                        self.finish(&sequence, finish)
+                    Ok(Progress::Ends(output)) => {
+                        self.state.release(slots);
+                        self.finish(&sequence, output)
                     }
                     Err(message) => {
-                        self.state.spoil(slot);
+                        self.state.spoil(slots);
                         Err(row(ErrorClass::ModelFailed, message))
                     }
                 };
@@ -383,6 +397,24 @@ impl CandleBackend {
         let mut finished = std::mem::take(&mut self.state.finished);
         finished.sort_by_key(|generated| generated.sequence);
         Ok(finished)
+    }
+
+    /// Takes all sequences out of flight and lets each choose from its own logits.
+    fn advance_all(&mut self, logits: &[Logits]) -> Vec<(InFlight, Result<Progress, String>)> {
+        let eos = self.eos.as_slice();
+        let mut rows = logits.iter().flat_map(Logits::rows);
+        let sequences = std::mem::take(&mut self.state.in_flight).into_iter();
+        let jobs: Vec<(InFlight, Vec<&[f32]>)> = sequences
+            .map(|sequence| {
+                let beams = sequence.choice.last_tokens().len();
+                (sequence, rows.by_ref().take(beams).collect())
+            })
+            .collect();
+        let advance = |(mut sequence, rows): (InFlight, Vec<&[f32]>)| {
+            let progress = sequence.advance(&rows, eos);
+            (sequence, progress)
+        };
+        jobs.into_par_iter().map(advance).collect()
     }
 
     /// Runs `f` on this backend's threads.
@@ -406,61 +438,6 @@ fn too_long(tokens: usize, visual: usize, context: usize) -> BackendError {
              shorten the question or lower --max-slices"
         ),
     )
-}
-
-impl State {
-    /// A free slot with room for `room` tokens. When some slot holds the prefix of the same image, so does this one
-    /// afterwards.
-    fn take_slot(&mut self, image: u64, shared: usize, room: usize, model: &Model) -> Result<usize, BackendError> {
-        let holds = |slot: &SlotState| shared > 0 && slot.prefix.is_some_and(|(of, n)| of == image && n >= shared);
-        let free = |want: &dyn Fn(&SlotState) -> bool| self.slots.iter().position(|slot| !slot.busy && want(slot));
-        let useful = |slot: &SlotState| slot.prefix.is_some_and(|(of, _)| self.images.contains_key(&of));
-        let Some(slot) = free(&holds).or_else(|| free(&|slot| !useful(slot))).or_else(|| free(&|_| true)) else {
-            return Err(fatal("all sequences are in flight; step before another is admitted"));
-        };
-        let source = if holds(&self.slots[slot]) { Some(slot) } else { self.slots.iter().position(holds) };
-        let (attention, layers) = (model.decoder.config.attention, model.decoder.config.layers);
-        let no_memory =
-            |e: &dyn std::fmt::Display| row(ErrorClass::OutOfMemory, format!("no memory for {room} tokens: {e}"));
-        let mut prefix = None;
-        match &mut self.cache {
-            Cache::Host(_, slots) => {
-                let grows = slots[slot].capacity() < room;
-                self.slots[slot].prefix = self.slots[slot].prefix.filter(|_| !grows);
-                slots[slot].reserve(attention, layers, room).map_err(|e| no_memory(&e))?;
-                match source {
-                    Some(from) if from != slot => {
-                        if let Ok([to, from]) = slots.get_disjoint_mut([slot, from]) {
-                            to.copy_prefix(from, attention, layers, shared);
-                            prefix = Some((image, shared));
-                        }
-                    }
-                    Some(_) if !grows => prefix = Some((image, shared)),
-                    _ => {}
-                }
-            }
-            Cache::Device(cache) => {
-                if let Some(from) = source {
-                    if from != slot {
-                        cache.copy_prefix(from, slot, shared).map_err(|e| runtime(&e))?;
-                    }
-                    prefix = Some((image, shared));
-                }
-            }
-        }
-        self.slots[slot] = SlotState { busy: true, prefix };
-        Ok(slot)
-    }
-
-    /// Frees a slot whose numbers are not finite.
-    fn spoil(&mut self, slot: usize) {
-        self.slots[slot] = SlotState::default();
-        if let Cache::Device(cache) = &self.cache
-            && let Err(error) = cache.clear(slot)
-        {
-            tracing::warn!(%error, slot, "a slot of the KV cache could not be cleared");
-        }
-    }
 }
 
 impl Backend for CandleBackend {
@@ -489,7 +466,7 @@ impl Backend for CandleBackend {
     }
 
     fn free_sequences(&self) -> u32 {
-        small(self.state.slots.iter().filter(|slot| !slot.busy).count())
+        small(self.state.free() / self.beams_max)
     }
 
     fn admit(&mut self, request: GenerateRequest) -> Result<SequenceId, BackendError> {
@@ -503,8 +480,8 @@ impl Backend for CandleBackend {
     fn abandon(&mut self, sequence: SequenceId) {
         let state = &mut self.state;
         if let Some(at) = state.in_flight.iter().position(|known| known.id == sequence) {
-            let slot = state.in_flight.remove(at).slot;
-            state.slots[slot].busy = false;
+            let slots = state.in_flight.remove(at).slots;
+            state.release(&slots);
         }
         state.finished.retain(|generated| generated.sequence != sequence);
         state.failed.retain(|(id, _)| *id != sequence);

@@ -27,8 +27,10 @@ pub struct BackendOptions {
     pub batch_views_max: u32,
     /// Patches encoded together; 64 Ki patches of 14 × 14 pixels are 150 MiB.
     pub batch_patches_max: u64,
-    /// Sequences decoded together.
+    /// Sequences decoded together, each with up to `beams_max` beams: a backend has room for all of them.
     pub sequences_max: u32,
+    /// Most beams of a sequence.
+    pub beams_max: u32,
     /// Longest sequence, when shorter than the model's; bounds the KV cache on GPUs.
     pub context_tokens_max: Option<u32>,
     /// Threads of every CPU device; `None` shares the process's pool among them.
@@ -44,6 +46,7 @@ impl Default for BackendOptions {
             batch_views_max: 64,
             batch_patches_max: 1 << 16,
             sequences_max: 32,
+            beams_max: 1,
             context_tokens_max: None,
             cpu_threads: None,
             windows: WindowRounding::F32,
@@ -173,6 +176,19 @@ impl CandleFactory {
 
     fn backend(&self, model: Arc<Model>) -> Result<Box<dyn Backend>, BackendError> {
         Ok(Box::new(CandleBackend::new(model, Arc::clone(&self.prompts), self.context, &self.options)?))
+    }
+
+    /// A backend whose sequences end with these tokens instead of the model's own.
+    #[cfg(test)]
+    pub(crate) fn backend_ending_with(
+        &self,
+        eos: &[u32],
+        model: Arc<Model>,
+        options: &BackendOptions,
+    ) -> CandleBackend {
+        let mut backend = CandleBackend::new(model, Arc::clone(&self.prompts), self.context, options).unwrap();
+        backend.eos = eos.to_vec();
+        backend
     }
 
     /// Backends that hold the model that CPU devices share.

@@ -7,6 +7,8 @@
 mod device;
 mod host;
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 pub use device::{DeviceBatch, DeviceCache};
 pub use host::{HostSlot, HostSpan};
@@ -14,6 +16,17 @@ pub use host::{HostSlot, HostSpan};
 use crate::decoder::Layer;
 use crate::kernels::{AttentionShape, Isa};
 use crate::rope::Rope;
+
+/// Tokens of one slot that another one, which has room for them, is to hold too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotCopy {
+    /// The slot that holds them.
+    pub from: usize,
+    /// The other one.
+    pub to: usize,
+    /// Which, by position.
+    pub tokens: Range<usize>,
+}
 
 /// The sequences of one forward pass.
 #[derive(Debug)]

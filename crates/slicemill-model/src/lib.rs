@@ -7,6 +7,7 @@
 //!
 //!   views, packed ─▶ VisionTower ─▶ Projector ─▶ visual tokens ─┐
 //!   prompt ─▶ pieces ───────────────────────────▶ embeddings ───┴─▶ Decoder + KV cache ─▶ Sampler ─▶ text
+//!                                                                                    └─▶ BeamSearch ─┘
 //!                                └─────────── all through `ops`: CPU kernels, or candle on any device ───────┘
 //! ```
 //!
@@ -22,6 +23,7 @@
 
 mod attention;
 mod backend;
+mod beam;
 mod chat_template;
 mod checkpoint;
 mod checkpoint_files;

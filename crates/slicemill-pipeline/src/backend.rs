@@ -92,6 +92,8 @@ pub struct Generated {
     pub sequence: SequenceId,
     /// Output token ids, the stop token not included.
     pub token_ids: Vec<u32>,
+    /// Steps of decoding that its compute counts: as many as output tokens, or more in a beam search.
+    pub decode_steps: u32,
     /// Decoded and trimmed text.
     pub text: String,
     /// Why it ended.
@@ -123,8 +125,8 @@ pub struct BackendError {
 /// The protocol: [`encode`](Self::encode) a packed batch, read tokens or [`admit`](Self::admit) one sequence per
 /// prompt while [`free_sequences`](Self::free_sequences) allows, call [`step`](Self::step) until nothing is in
 /// flight, [`release`](Self::release) every handle. A handle is released once, after the last sequence about it has
-/// finished or was abandoned. A call that fails leaves the backend as it was before the call. On the CPU the results must not depend, not by a bit, on what
-/// else is in the batch or in flight.
+/// finished or was abandoned. A call that fails leaves the backend as it was before the call. On the CPU the results
+/// must not depend, not by a bit, on what else is in the batch or in flight.
 pub trait Backend {
     /// What one batch may hold.
     fn limits(&self) -> BackendLimits;
@@ -135,17 +137,19 @@ pub trait Backend {
     /// Visual tokens `[visual_tokens, width]` in the order the language model sees them, without separators.
     fn read_tokens(&mut self, image: VisualHandle) -> Result<Vec<f32>, BackendError>;
 
-    /// Sequences that can be admitted now.
+    /// Sequences that can be admitted now, each with as many beams as the backend was opened for.
     fn free_sequences(&self) -> u32;
 
-    /// Prefills one sequence and puts it in flight. The image stays valid for further prompts.
+    /// Prefills one sequence and puts it in flight. The image stays valid for further prompts. More beams than the
+    /// backend was opened for are a fatal error.
     fn admit(&mut self, request: GenerateRequest) -> Result<SequenceId, BackendError>;
 
-    /// Decodes one token for every sequence in flight and returns those that finished, in order of admission.
+    /// Decodes one token for every sequence in flight (for every beam of it) and returns those that finished, in order
+    /// of admission.
     /// An error of fate `Row` names its sequence in the tuple and leaves the others in flight.
     fn step(&mut self) -> Result<Vec<Generated>, (Option<SequenceId>, BackendError)>;
 
-    /// Drops a sequence in flight and frees its slot; `step` never returns it. Unknown sequences are ignored.
+    /// Drops a sequence in flight and frees its slots; `step` never returns it. Unknown sequences are ignored.
     fn abandon(&mut self, sequence: SequenceId);
 
     /// Frees an image's visual tokens.

@@ -414,10 +414,14 @@ impl FakeSequence {
     fn finish(&mut self) -> Generated {
         let token_ids = std::mem::take(&mut self.token_ids);
         let words: Vec<String> = token_ids.iter().map(|id| format!("w{id}")).collect();
+        // A beam search goes on for a while after its answer.
+        let (tokens, cap) = (self.length as u32, self.request.params.max_new_tokens);
+        let decode_steps = if self.request.params.num_beams > 1 { tokens.midpoint(cap) } else { tokens };
         let capped = token_ids.len() >= self.request.params.max_new_tokens as usize;
         Generated {
             sequence: self.id,
             text: format!("{:08x} {}", self.state >> 32, words.join(" ")),
+            decode_steps,
             token_ids,
             finish: if capped { FinishReason::Length } else { FinishReason::Stop },
             prompt_tokens: self.prompt_tokens,

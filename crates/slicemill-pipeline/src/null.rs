@@ -122,6 +122,7 @@ impl Backend for NullBackend {
         let finished = self.in_flight.drain(..).map(|(sequence, prompt_tokens)| Generated {
             sequence,
             token_ids: Vec::new(),
+            decode_steps: 0,
             text: String::new(),
             finish: FinishReason::None,
             prompt_tokens,

@@ -74,7 +74,7 @@ pub fn planned_costs(
         }
         let output_max = u64::from(spec.generation.max_new_tokens.min(room));
         let prefill = card.shape.prefill_flops(u64::from(tokens));
-        let decode = card.shape.decode_flops(u64::from(tokens), output_max);
+        let decode = card.shape.beam_flops(spec.generation.num_beams, u64::from(tokens), output_max);
         flops_max.prefill = flops_max.prefill.saturating_add(prefill);
         flops_max.decode = flops_max.decode.saturating_add(decode);
         prompt_tokens.push(tokens);

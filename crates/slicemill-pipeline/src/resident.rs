@@ -87,7 +87,7 @@ impl Resident {
         generated: Generated,
         image_flops: Flops,
     ) -> ContentRow {
-        let shape = &job.factory.card().shape;
+        let (shape, beams) = (&job.factory.card().shape, job.spec.generation.num_beams);
         let (prompt_tokens, output_tokens) = (generated.prompt_tokens, generated.token_ids.len());
         let item = row.prompts.get(prompt).filter(|_| job.spec.task == TaskKind::Ask);
         ContentRow {
@@ -96,7 +96,7 @@ impl Resident {
             output_tokens: u32::try_from(output_tokens).unwrap_or(u32::MAX),
             flops: Flops {
                 prefill: shape.prefill_flops(u64::from(prompt_tokens)),
-                decode: shape.decode_flops(u64::from(prompt_tokens), output_tokens as u64),
+                decode: shape.beam_flops(beams, u64::from(prompt_tokens), u64::from(generated.decode_steps)),
                 ..image_flops
             },
             question_id: item.and_then(|item| item.question_id),

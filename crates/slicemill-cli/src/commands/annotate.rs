@@ -107,7 +107,7 @@ impl Session<'_> {
     }
 
     fn run_draft(&self, draft: &JobDraft, options: &RunOptions) -> Result<Exit, Failure> {
-        let factory = models::open(draft.model_name(), draft.windows(), runtime_of(options))?;
+        let factory = models::open(draft.model_name(), draft.windows(), runtime_of(options, draft.num_beams()))?;
         let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
         let summary = self.run_job(&job, options, factory)?;
         Ok(conclude_run(&summary, &job.output))
@@ -138,7 +138,8 @@ impl Session<'_> {
         let classes: Vec<ErrorClass> = classes.collect::<Result<_, _>>()?;
         let options = run_options(&args.run, false)?;
         let (_, frozen) = runtime()?.block_on(FrozenJob::open(&args.out)).map_err(failure_of)?;
-        let factory = models::open(&frozen.job.model, frozen.job.windows, runtime_of(&options))?;
+        let beams = frozen.job.generation.as_ref().map_or(1, |params| params.num_beams);
+        let factory = models::open(&frozen.job.model, frozen.job.windows, runtime_of(&options, beams))?;
         let chosen = (!classes.is_empty()).then_some(classes.as_slice());
         let summary = self.watched(|stop, observer| {
             slicemill_exec::retry_job(&args.out, chosen, &options, factory, stop, observer)
@@ -249,9 +250,9 @@ fn tell_stop(stop: &StopSignal) {
     }
 }
 
-/// How backends behave in this run.
-pub fn runtime_of(options: &RunOptions) -> Runtime {
-    Runtime { batch_views: options.batch_views, sequences: options.sequences }
+/// How backends behave in this run of a job with so many beams.
+pub fn runtime_of(options: &RunOptions, beams: u32) -> Runtime {
+    Runtime { batch_views: options.batch_views, sequences: options.sequences, beams: Some(beams) }
 }
 
 /// Errors of a job with their exit codes.

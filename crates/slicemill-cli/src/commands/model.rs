@@ -97,7 +97,8 @@ pub fn check(args: &ModelCheckArgs, printer: Printer) -> Result<Exit, Failure> {
     if args.model == "null" {
         return Err(Failure::usage("the null model has nothing to check; give a checkpoint or embedded"));
     }
-    let runtime = models::Runtime { batch_views: args.run.batch, sequences: args.run.sequences.or(Some(1)) };
+    let runtime =
+        models::Runtime { batch_views: args.run.batch, sequences: args.run.sequences.or(Some(1)), beams: None };
     let factory = models::open(&args.model, WindowRounding::F32, runtime)?;
     let card = factory.card();
     printer.line(&format!("{}: {}, fingerprint {}", card.name, card.family, card.fingerprint))?;

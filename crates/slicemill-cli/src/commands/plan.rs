@@ -96,7 +96,7 @@ fn json_row(row: &PlanRow) -> serde_json::Value {
 
 fn plan_draft(args: &PlanArgs, draft: &JobDraft, printer: Printer) -> Result<Exit, Failure> {
     let options = run_options(&args.run, false)?;
-    let factory = models::open(draft.model_name(), draft.windows(), runtime_of(&options))?;
+    let factory = models::open(draft.model_name(), draft.windows(), runtime_of(&options, draft.num_beams()))?;
     let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
     let summary = runtime()?.block_on(async {
         let mut summary = slicemill_exec::plan_job(&job, Arc::clone(&factory), options.fetches).await?;

@@ -160,6 +160,15 @@ fn stages_add_up() {
 }
 
 proptest! {
+    /// A step of several beams is as many steps of one.
+    #[test]
+    fn beams_cost_as_many_sequences(beams in 1_u32..64, prompt in 0_u64..5000, steps in 0_u64..500) {
+        let shape = vicuna_13b(23, ProjectorShape::Mlp);
+        prop_assert_eq!(shape.beam_flops(1, prompt, steps), shape.decode_flops(prompt, steps));
+        let all: u64 = (0..beams).map(|_| shape.decode_flops(prompt, steps)).sum();
+        prop_assert_eq!(shape.beam_flops(beams, prompt, steps), all);
+    }
+
     /// Decoding is prefill one token at a time.
     #[test]
     fn decode_continues_prefill(prompt in 0_u64..5000, output in 0_u64..5000) {

@@ -118,6 +118,11 @@ impl JobDraft {
         self.file.model.name.as_deref().unwrap_or("embedded")
     }
 
+    /// Beams of the job's beam search, for which its model is opened; 1 without one.
+    pub fn num_beams(&self) -> u32 {
+        self.file.generation.num_beams.unwrap_or(1)
+    }
+
     /// Where the value of the key `path` was given.
     pub fn place(&self, path: &str) -> Place {
         if let Some(set) = self.sets.get(path) {
@@ -207,8 +212,8 @@ fn set_value(key: &Key, text: &str) -> Value {
         (Kind::TextList | Kind::ChoiceList(_), Some(value @ Value::Array(_))) => value,
         (Kind::TextList | Kind::ChoiceList(_), Some(value @ Value::String(_))) => Value::Array(vec![value]),
         (Kind::TextList | Kind::ChoiceList(_), _) => Value::Array(vec![literal]),
-        (Kind::Count { .. } | Kind::Real { .. }, Some(value)) => value,
-        (Kind::Count { .. } | Kind::Real { .. }, None) => literal,
+        (Kind::Switch | Kind::Count { .. } | Kind::Real { .. }, Some(value)) => value,
+        (Kind::Switch | Kind::Count { .. } | Kind::Real { .. }, None) => literal,
     }
 }
 
@@ -237,6 +242,7 @@ fn check_value(key: &Key, value: &Value) -> Result<(), (String, String)> {
             Some(text) => check_word(key, words, text),
             None => Err(wrong(item)),
         }),
+        (Kind::Switch, Value::Boolean(_)) => Ok(()),
         (Kind::Count { min, max }, Value::Integer(number)) if (min..=max).contains(number) => Ok(()),
         (Kind::Real { min, max }, Value::Integer(number)) if (min..=max).contains(&(*number as f64)) => Ok(()),
         (Kind::Real { min, max }, Value::Float(number)) if (min..=max).contains(number) => Ok(()),

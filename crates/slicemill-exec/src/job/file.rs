@@ -145,6 +145,15 @@ pub struct GenerationSection {
     /// 1 is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f32>,
+    /// Beams of a beam search; 1 is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_beams: Option<u32>,
+    /// Power of the length that a beam's log-probability is divided by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_penalty: Option<f64>,
+    /// Whether a beam search ends when as many beams have finished as there are beams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<bool>,
     /// Seed of the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,

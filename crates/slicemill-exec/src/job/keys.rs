@@ -1,7 +1,7 @@
 //! The keys of a job file as one table: name, flag, kind of value and meaning. Checks of names and values read this
 //! table, so a file, `--set` and a flag are refused in the same words.
 
-use slicemill_core::SlicingPolicy;
+use slicemill_core::{GenerationParams, SlicingPolicy};
 
 /// What values a key takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,6 +14,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A list of some of these words.
     ChoiceList(&'static [&'static str]),
+    /// Yes or no.
+    Switch,
     /// A whole number between two limits.
     Count {
         /// Smallest.
@@ -38,6 +40,7 @@ impl Kind {
             Self::TextList => "a list of texts, as [\"a\", \"b\"]".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::ChoiceList(words) => format!("a list of {}", words.join(", ")),
+            Self::Switch => "true or false".to_owned(),
             Self::Count { min, max: i64::MAX } => format!("a whole number, {min} or more"),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
             Self::Real { min, max } if max == f64::MAX => format!("a number, {min} or more"),
@@ -115,6 +118,24 @@ pub const KEYS: &[Key] = &[
         "sample from the smallest set with probability p",
     ),
     key("generation.repetition_penalty", "--repetition-penalty", Kind::Real { min: 0.01, max: 100.0 }, "1 is off"),
+    key(
+        "generation.num_beams",
+        "--num-beams",
+        count(1, GenerationParams::BEAMS_MAX as i64),
+        "beams of a beam search; 1 is none",
+    ),
+    key(
+        "generation.length_penalty",
+        "--length-penalty",
+        Kind::Real { min: -10.0, max: 10.0 },
+        "power of the length that a beam's log-probability is divided by; above 0 long answers gain",
+    ),
+    key(
+        "generation.early_stopping",
+        "--early-stopping",
+        Kind::Switch,
+        "end a beam search when as many beams have finished as there are beams",
+    ),
     key("generation.seed", "--seed", count(0, i64::MAX), "seed of the job; each row derives its own"),
     key("encode.dtype", "--dtype", Kind::Choice(&["f32", "f16"]), "element type of stored visual tokens"),
 ];

@@ -89,7 +89,7 @@ impl Check<'_> {
     /// Sections that mean nothing for this task would be read past in silence, so they are refused.
     fn refuse_foreign_sections(&mut self, task: TaskKind) {
         let file = &self.draft.file;
-        let given: [(&'static str, bool, &[TaskKind], &str); 12] = [
+        let given: [(&'static str, bool, &[TaskKind], &str); 15] = [
             (
                 "prompt.text",
                 file.prompt.text.is_some(),
@@ -104,6 +104,9 @@ impl Check<'_> {
             ("generation.top_k", file.generation.top_k.is_some(), GENERATES, NO_TEXT),
             ("generation.top_p", file.generation.top_p.is_some(), GENERATES, NO_TEXT),
             ("generation.repetition_penalty", file.generation.repetition_penalty.is_some(), GENERATES, NO_TEXT),
+            ("generation.num_beams", file.generation.num_beams.is_some(), GENERATES, NO_TEXT),
+            ("generation.length_penalty", file.generation.length_penalty.is_some(), GENERATES, NO_TEXT),
+            ("generation.early_stopping", file.generation.early_stopping.is_some(), GENERATES, NO_TEXT),
             ("generation.seed", file.generation.seed.is_some(), GENERATES, NO_TEXT),
             ("output.columns", !file.output.columns.is_empty(), GENERATES, NO_TEXT),
             ("encode.dtype", file.encode.dtype.is_some(), &[TaskKind::Encode], "remove it, or set task = \"encode\""),
@@ -173,6 +176,8 @@ impl Check<'_> {
                 );
             }
         }
+        let num_beams = self.draft.num_beams();
+        self.refuse_beams(num_beams, temperature);
         let max_new_tokens = given.max_new_tokens.unwrap_or(model.max_new_tokens);
         if max_new_tokens >= self.card.context_tokens_max {
             self.refuse(
@@ -190,8 +195,37 @@ impl Check<'_> {
             top_k: given.top_k.or(model.top_k).filter(|_| !greedy),
             top_p: given.top_p.or(model.top_p).filter(|_| !greedy),
             repetition_penalty: given.repetition_penalty.unwrap_or(model.repetition_penalty),
+            num_beams,
+            length_penalty: given.length_penalty.unwrap_or(model.length_penalty),
+            early_stopping: given.early_stopping.unwrap_or(model.early_stopping),
             seed: given.seed.unwrap_or(model.seed),
         })
+    }
+
+    /// A beam search is not sampled, and its parameters mean nothing without it.
+    fn refuse_beams(&mut self, num_beams: u32, temperature: f64) {
+        let given = &self.draft.file.generation;
+        let beams = self.draft.spelled("generation.num_beams");
+        if num_beams > 1 && temperature > 0.0 {
+            let spelled = self.draft.spelled("generation.temperature");
+            self.refuse(
+                "generation.num_beams",
+                format!("a beam search takes the most likely tokens, and temperature {temperature} draws them"),
+                format!("set {spelled} to 0, or {beams} to 1"),
+            );
+        }
+        for (path, present) in [
+            ("generation.length_penalty", given.length_penalty.is_some()),
+            ("generation.early_stopping", given.early_stopping.is_some()),
+        ] {
+            if num_beams <= 1 && present {
+                self.refuse(
+                    path,
+                    format!("{} has no effect without a beam search", self.draft.spelled(path)),
+                    format!("remove it, or set {beams} above 1"),
+                );
+            }
+        }
     }
 
     fn questions(&mut self, task: TaskKind) -> Option<QuestionSpec> {

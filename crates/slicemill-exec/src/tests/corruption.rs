@@ -4,15 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array, UInt64Array};
 use arrow::compute::concat_batches;
-use arrow::datatypes::UInt32Type;
+use arrow::datatypes::{UInt32Type, UInt64Type};
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use sha2::{Digest, Sha256};
 use slicemill_io::{read_parquet, write_parquet};
+use slicemill_pipeline::BackendFactory;
+use slicemill_pipeline::fake::FakeOptions;
 
-use super::{Place, edit, run};
+use super::{Place, edit, fake, run};
 use crate::job::hex;
 use crate::{Verification, verify_output};
 
@@ -167,4 +169,47 @@ fn the_tampering_itself_works() {
     let raised = raised(batch, "n");
     assert_eq!(raised.column(0).as_primitive::<UInt32Type>().values(), &[2, 2]);
     assert_eq!(raised.column(0).len(), 2);
+}
+
+#[tokio::test]
+async fn the_compute_of_a_beam_search_is_that_of_whole_steps_of_all_beams() {
+    let place = Place::new();
+    let job = |beams: u32| format!("generation.num_beams = {beams}\ngeneration.max_new_tokens = 40\n");
+    run(&place.job("caption", "out", &job(3))).await.unwrap();
+    let out = place.path("out");
+    let verify = async || {
+        let found = verify_output(&place.at("out")).await.unwrap();
+        found.checks.iter().filter(|check| !check.ok).map(|check| check.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(verify().await, [""; 0]);
+    let part = "captions/part-00000.parquet";
+    let written = fs::read(out.join(part)).unwrap();
+    let entry = entry_of(&out, part);
+    let ledger = fs::read(&entry).unwrap();
+    // A little more than some number of steps, and a whole step more than the cap allows.
+    for flops in [|flops: u64, _| flops + 1, |_, flops_of_41: u64| flops_of_41] {
+        rewrite(&out, part, |rows| {
+            let at = rows.schema().index_of("decode_flops").unwrap();
+            let prompt = rows.column_by_name("prompt_tokens").unwrap().as_primitive::<UInt32Type>().value(0);
+            let shape = fake(FakeOptions::default()).card().shape;
+            let mut values = rows.column(at).as_primitive::<UInt64Type>().values().to_vec();
+            values[0] = flops(values[0], shape.beam_flops(3, u64::from(prompt), 41));
+            let mut columns: Vec<ArrayRef> = rows.columns().to_vec();
+            columns[at] = Arc::new(UInt64Array::from(values));
+            RecordBatch::try_new(rows.schema(), columns).unwrap()
+        });
+        assert_eq!(verify().await, [COMPUTE, SUMS]);
+        fs::write(out.join(part), &written).unwrap();
+        fs::write(&entry, &ledger).unwrap();
+    }
+    assert_eq!(verify().await, [""; 0]);
+    // A search costs more than as many answers, because it goes on after its own.
+    run(&place.job("caption", "greedy", &job(1))).await.unwrap();
+    let flops = |name: &str| {
+        let bytes = Bytes::from(fs::read(place.path(name).join(part)).unwrap());
+        let rows = read_parquet(part, bytes).unwrap();
+        let column = rows[0].column_by_name("decode_flops").unwrap().as_primitive::<UInt64Type>();
+        column.values().iter().sum::<u64>()
+    };
+    assert!(flops("out") > 3 * flops("greedy"));
 }

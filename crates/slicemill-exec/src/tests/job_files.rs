@@ -20,7 +20,7 @@ const ASK: &str = "task = 'ask'\n[input]\npaths = ['photos']\n[output]\npath = '
 
 #[test]
 fn refusals_name_line_and_remedy() {
-    let cases: [(&str, String, &[&str]); 20] = [
+    let cases: [(&str, String, &[&str]); 23] = [
         ("not TOML", "task = caption\n".to_owned(), &[]),
         (
             "unknown keys",
@@ -32,6 +32,9 @@ fn refusals_name_line_and_remedy() {
         ("no task", CAPTION.replace("task = 'caption'\n", ""), &[]),
         ("no input, no output", "task = 'caption'\n".to_owned(), &[]),
         ("greedy and top_p", format!("{CAPTION}[generation]\ntop_p = 0.9\ntemperature = 0.0\n"), &[]),
+        ("beams and temperature", format!("{CAPTION}[generation]\nnum_beams = 3\ntemperature = 0.7\n"), &[]),
+        ("beams", format!("{CAPTION}[generation]\nnum_beams = 65\nearly_stopping = 'x'\n"), &[]),
+        ("one beam", format!("{CAPTION}[generation]\nlength_penalty = 2\nearly_stopping = true\n"), &[]),
         ("dtype of captions", format!("{CAPTION}[encode]\ndtype = 'f16'\n"), &[]),
         ("questions of captions", format!("{CAPTION}[questions]\nask = ['x']\n"), &[]),
         ("generation of encode", format!("{ENCODE}[generation]\nmax_new_tokens = 3\n[prompt]\ntext = 'x'\n"), &[]),
@@ -91,6 +94,9 @@ fn defaults_and_overrides() {
     let generation = job.generation.unwrap();
     assert_eq!((generation.temperature, generation.top_p), (1.0, Some(0.5)));
     assert_eq!(job.prompt.as_deref(), Some("Count."));
+    let sets = ["generation.num_beams=5", "generation.length_penalty=0", "generation.early_stopping=true"];
+    let generation = resolve(CAPTION, &sets).unwrap().generation.unwrap();
+    assert_eq!((generation.num_beams, generation.length_penalty, generation.early_stopping), (5, 0.0, true));
     let job = resolve(ENCODE, &["encode.dtype=f16"]).unwrap();
     assert_eq!((job.task, job.dtype, job.generation), (TaskKind::Encode, Some(TokenDtype::F16), None));
 }
@@ -116,6 +122,12 @@ fn fingerprints_leave_out_places_and_take_in_choices() {
     assert_ne!(job.fingerprint(), changed.fingerprint());
     let shown: Vec<String> = diff(&job, &changed).iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["policy.max_slices: was 7, now 3", "prompt: was \"Describe.\", now \"Count.\""]);
+    let one_beam = resolve(CAPTION, &["generation.num_beams=1"]).unwrap();
+    assert_eq!(job.fingerprint(), one_beam.fingerprint());
+    let beams = resolve(CAPTION, &["generation.num_beams=3"]).unwrap();
+    assert_ne!(job.fingerprint(), beams.fingerprint());
+    let shown: Vec<String> = diff(&job, &beams).iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["generation.num_beams: was -, now 3"]);
 }
 
 #[test]
@@ -127,6 +139,7 @@ fn the_table_of_keys_is_the_job_file() {
             crate::job::Kind::TextList => "['x']".to_owned(),
             crate::job::Kind::Choice(words) => format!("'{}'", words[0]),
             crate::job::Kind::ChoiceList(words) => format!("['{}']", words[0]),
+            crate::job::Kind::Switch => "true".to_owned(),
             crate::job::Kind::Count { min, .. } => min.to_string(),
             crate::job::Kind::Real { min, .. } => format!("{min:?}"),
         };

@@ -18,7 +18,7 @@ pub use attention::{AttentionShape, KeyValues, attend, pack_keys_values, write_t
 pub use gemm::{Epilogue, PackedMatrix, gemm};
 pub use isa::Isa;
 pub use math::Activation;
-pub use rows::{RmsNormOf, add_rows, layer_norm, rms_norm, rotate_rows, silu_mul};
+pub use rows::{RmsNormOf, add_rows, layer_norm, log_softmax, rms_norm, rotate_rows, silu_mul};
 
 use std::cell::Cell;
 

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::isa::{Isa, compiled_per_isa};
-use super::math::silu;
+use super::math::{exp, silu};
 use super::{LANES, threads};
 
 /// Below this many values a row kernel is not worth a second thread.
@@ -127,6 +127,38 @@ fn silu_mul_body<const FMA: bool, const WIDE: bool>(x: &[f32], width: usize, out
     }
 }
 
+compiled_per_isa! {
+    /// Turns one row of finite logits into the logarithms of their probabilities.
+    pub fn log_softmax = log_softmax_body(row: &mut [f32])
+}
+
+#[inline(always)]
+fn log_softmax_body<const FMA: bool, const WIDE: bool>(row: &mut [f32]) {
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for j in 0..LANES {
+            highest[j] = if chunk[j] > highest[j] { chunk[j] } else { highest[j] };
+        }
+    }
+    for (highest, &x) in highest.iter_mut().zip(rest) {
+        *highest = if x > *highest { x } else { *highest };
+    }
+    let highest = fold_lanes(highest, |a, b| if b > a { b } else { a });
+    // In f64: a vocabulary has so many terms that f32 would lose the last digits.
+    let mut sums = [0.0_f64; LANES];
+    for chunk in chunks {
+        for j in 0..LANES {
+            sums[j] += f64::from(exp::<FMA>(chunk[j] - highest));
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum += f64::from(exp::<FMA>(x - highest));
+    }
+    let log = sums.iter().sum::<f64>().ln() as f32;
+    row.iter_mut().for_each(|x| *x = (*x - highest) - log);
+}
+
 /// `a + b`, value by value.
 pub fn add_rows(a: &[f32], b: &[f32]) -> Vec<f32> {
     assert_eq!(a.len(), b.len(), "as many values on both sides");
@@ -248,6 +280,26 @@ mod tests {
             let row = &x[r * width..][..width];
             assert_eq!(layer_norm(isa, row, &weight, &weight, 1e-6), all[r * width..][..width]);
             assert_eq!(silu_mul(isa, row, width / 2), gated[r * width / 2..][..width / 2]);
+        }
+    }
+
+    #[test]
+    fn log_softmax_is_the_textbook_one() {
+        for width in [1, 16, 37, 5000] {
+            let logits: Vec<f32> = noise(width, 1).iter().map(|x| x * 30.0 + 100.0).collect();
+            let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            let mut bits = Vec::new();
+            for isa in Isa::available() {
+                let mut row = logits.clone();
+                log_softmax(isa, &mut row);
+                for (got, x) in row.iter().zip(&logits) {
+                    assert!((f64::from(*got) - (f64::from(*x) - sum.ln())).abs() < 1e-5, "{got} of {x}");
+                }
+                if isa.fused() {
+                    bits.push(row);
+                }
+            }
+            assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "width {width}");
         }
     }
 

@@ -10,6 +10,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::SlotCopy;
 use crate::decoder::Layer;
 use crate::kernels::AttentionShape;
 use crate::ops::{Place, RmsNorm};
@@ -37,13 +38,45 @@ impl DeviceCache {
         Ok(Self { layers, context, place: place.clone() })
     }
 
-    /// Copies the first `tokens` of one slot to another.
-    pub fn copy_prefix(&self, from: usize, to: usize, tokens: usize) -> Result<()> {
+    /// Copies tokens between slots. No slot may be read in one copy and written in another.
+    pub fn copy(&self, copies: &[SlotCopy]) -> Result<()> {
+        match copies {
+            [] => Ok(()),
+            [copy] => self.copy_one(copy),
+            _ => self.copy_all(copies),
+        }
+    }
+
+    fn copy_one(&self, SlotCopy { from, to, tokens }: &SlotCopy) -> Result<()> {
         for (keys, values) in &self.layers {
             for cache in [keys, values] {
                 // The source must have storage of its own: a tensor cannot be written while it is read.
-                let prefix = cache.narrow(0, from, 1)?.narrow(2, 0, tokens)?.force_contiguous()?;
-                cache.narrow(0, to, 1)?.slice_set(&prefix, 2, 0)?;
+                let part = cache.narrow(0, *from, 1)?.narrow(2, tokens.start, tokens.len())?.force_contiguous()?;
+                cache.narrow(0, *to, 1)?.slice_set(&part, 2, tokens.start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All at once: a few operations for every layer, however many copies.
+    fn copy_all(&self, copies: &[SlotCopy]) -> Result<()> {
+        let Some((keys, _)) = self.layers.first() else { return Ok(()) };
+        let (_, kv_heads, context, d) = keys.dims4()?;
+        let cells = |slot: fn(&SlotCopy) -> usize| -> Vec<u32> {
+            let cells = copies.iter().flat_map(|copy| {
+                let head = move |h| (slot(copy) * kv_heads + h) * context;
+                (0..kv_heads).flat_map(move |h| copy.tokens.clone().map(move |token| index(head(h) + token)))
+            });
+            cells.collect()
+        };
+        let (from, to) = (cells(|copy| copy.from), cells(|copy| copy.to));
+        let rows = from.len();
+        let from = Tensor::from_vec(from, rows, &self.place.device)?;
+        let to = column(to, &self.place.device)?.broadcast_as((rows, d))?.contiguous()?;
+        for (keys, values) in &self.layers {
+            for cache in [keys, values] {
+                let flat = cache.reshape(((), d))?;
+                flat.scatter_set(&to, &flat.index_select(&from, 0)?, 0)?;
             }
         }
         Ok(())

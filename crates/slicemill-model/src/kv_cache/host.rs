@@ -1,5 +1,7 @@
 //! Slots in host memory.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
 
 use crate::decoder::Layer;
@@ -58,18 +60,20 @@ impl HostSlot {
         Ok(())
     }
 
-    /// Copies the first `tokens` of another slot, which must have room for them, as this one must.
-    pub fn copy_prefix(&mut self, from: &Self, shape: AttentionShape, layers: usize, tokens: usize) {
+    /// Copies some tokens of another slot, which must have room for them, as this one must. The two must agree in what
+    /// lies before them, because keys are copied in panels of sixteen tokens.
+    pub fn copy_tokens(&mut self, from: &Self, shape: AttentionShape, layers: usize, tokens: Range<usize>) {
         let heads = layers * shape.kv_heads;
         let (here, there) = (shape.key_head(self.capacity), shape.key_head(from.capacity));
-        let keys = round_up(tokens) * shape.head_dim;
+        let keys = tokens.start / LANES * LANES * shape.head_dim..round_up(tokens.end) * shape.head_dim;
         for head in 0..heads {
-            self.keys[head * here..][..keys].copy_from_slice(&from.keys[head * there..][..keys]);
+            self.keys[head * here..][keys.clone()].copy_from_slice(&from.keys[head * there..][keys.clone()]);
         }
         let panels = heads * shape.head_dim.div_ceil(LANES);
+        let values = tokens.start * LANES..tokens.end * LANES;
         for panel in 0..panels {
-            self.values[panel * self.capacity * LANES..][..tokens * LANES]
-                .copy_from_slice(&from.values[panel * from.capacity * LANES..][..tokens * LANES]);
+            self.values[panel * self.capacity * LANES..][values.clone()]
+                .copy_from_slice(&from.values[panel * from.capacity * LANES..][values.clone()]);
         }
     }
 
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_copied_between_slots_of_different_sizes() {
+    fn tokens_are_copied_between_slots_of_different_sizes() {
         let (mut a, mut b) = (HostSlot::default(), HostSlot::default());
         a.reserve(SHAPE, 3, 50).unwrap();
         b.reserve(SHAPE, 3, 100).unwrap();
@@ -160,7 +164,9 @@ mod tests {
                 kernels::write_token(SHAPE, 64, t, (&key, &value), (keys, values));
             }
         }
-        b.copy_prefix(&a, SHAPE, 3, 37);
+        // In parts that meet within a panel.
+        b.copy_tokens(&a, SHAPE, 3, 0..21);
+        b.copy_tokens(&a, SHAPE, 3, 21..37);
         for layer in 0..3 {
             let q = token(3, 0.25);
             let [mut x, mut y] = [vec![0.0; 40], vec![0.0; 40]];

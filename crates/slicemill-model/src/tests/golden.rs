@@ -21,17 +21,17 @@ use crate::prompt::Piece;
 use crate::{BackendOptions, CandleFactory, Model, Place};
 
 /// A checkpoint with its expected outputs.
-struct Golden {
-    factory: CandleFactory,
+pub struct Golden {
+    pub factory: CandleFactory,
     model: Model,
-    index: Value,
+    pub index: Value,
     tensors: Weights,
     /// What stands for the image in prompt ids, where that is not −200.
     image_token: i64,
 }
 
 /// What a variant changes: the policy, or nothing that is read here. `None` is a variant of another processor.
-fn policy_of(variant: &str, own: &SlicingPolicy) -> Option<SlicingPolicy> {
+pub fn policy_of(variant: &str, own: &SlicingPolicy) -> Option<SlicingPolicy> {
     match variant.trim_end_matches("_exif") {
         "eval1024" | "pad" => Some(own.clone()),
         "raw" if own.name == "llava-uhd" => SlicingPolicy::named("llava-uhd-raw"),
@@ -43,7 +43,7 @@ fn policy_of(variant: &str, own: &SlicingPolicy) -> Option<SlicingPolicy> {
 }
 
 impl Golden {
-    fn open(checkpoint: &Path, expected: &Path) -> Self {
+    pub fn open(checkpoint: &Path, expected: &Path) -> Self {
         let factory = CandleFactory::from_dir(checkpoint, BackendOptions::default()).unwrap();
         let config: Value = serde_json::from_slice(&std::fs::read(checkpoint.join("config.json")).unwrap()).unwrap();
         Self {
@@ -78,7 +78,7 @@ impl Golden {
         (checked, other)
     }
 
-    fn prepared(&self, policy: &SlicingPolicy, path: &Path, key: &str) -> PreparedImage {
+    pub fn prepared(&self, policy: &SlicingPolicy, path: &Path, key: &str) -> PreparedImage {
         let orientation = if key.ends_with("_exif") { OrientationRule::Apply } else { OrientationRule::Ignore };
         let options = ImageOptions { orientation, alpha: Alpha::Drop, ..ImageOptions::default() };
         let bytes = std::fs::read(path).unwrap();
