@@ -52,6 +52,9 @@ impl Read {
 
     fn needed(path: PathBuf) -> Result<Self, ModelError> {
         let origin = path.display().to_string();
+        if path.exists() && !path.is_file() {
+            return Err(ModelError::File { origin, message: "is not a file".to_owned() });
+        }
         match std::fs::read(&path) {
             Ok(bytes) => Ok(Self { path, bytes, origin }),
             Err(e) => Err(ModelError::File {
@@ -99,6 +102,10 @@ impl CheckpointFiles {
             && let Some(found) = tower(&reference)?
             && let Some(config) = Read::optional(&found, CONFIG)?
         {
+            if files.preprocessor.is_none() {
+                // The published code takes the tower's own.
+                files.preprocessor = Read::optional(&found, PREPROCESSOR)?;
+            }
             files.tower = Some((found, config));
         }
         files.model_config(&|_| false)?;
@@ -201,9 +208,8 @@ impl CheckpointFiles {
 /// # Errors
 /// None; the signature is that of [`TowerFinder`].
 pub fn local_tower(reference: &str, dir: &Path) -> Result<Option<PathBuf>, ModelError> {
-    let name = Path::new(reference).file_name().map(Path::new);
-    let beside = name.and_then(|name| Some(dir.parent()?.join(name)));
-    let inside = name.map(|name| dir.join(name));
-    let places = [Some(dir.join(reference)), inside, beside];
+    // Without a last component it would be the checkpoint itself.
+    let Some(name) = Path::new(reference).file_name() else { return Ok(None) };
+    let places = [Some(dir.join(reference)), Some(dir.join(name)), dir.parent().map(|parent| parent.join(name))];
     Ok(places.into_iter().flatten().find(|place| place.join(CONFIG).is_file()))
 }

@@ -92,9 +92,6 @@ const IMAGE: &str = "{image}";
 const QUESTION: &str = "{question}";
 /// What stands for the image in the text of a chat message.
 const IMAGE_TAG: &str = "(<image>./</image>)";
-/// Where a checkpoint with tags has no chat template.
-const CHATML: (&str, &str) =
-    ("<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>");
 
 impl PromptAssembler {
     /// Checks a tokenizer, which `origin` names in errors, against its model.
@@ -121,12 +118,14 @@ impl PromptAssembler {
         eos.sort_unstable();
         eos.dedup();
         if let Some(id) = prompt.bos.iter().chain(&eos).find(|&&id| id as usize >= vocab) {
-            return Err(problem(format!("lacks the token id {id} that config.json names as bos or eos")));
+            return Err(problem(format!(
+                "lacks the token id {id}, which config.json or generation_config.json names as bos or eos"
+            )));
         }
         same_ends(config, &tokenizer).map_err(&problem)?;
         let between = Between::new(&prompt.views, &tokenizer, vocab).map_err(&problem)?;
         let mut assembler = Self {
-            wording: wording(&prompt.template, &tokenizer, chat).map_err(&problem)?,
+            wording: wording(&prompt.template, chat).map_err(&problem)?,
             before: Vec::new(),
             bos: match prompt.template {
                 Template::Text(_) => prompt.bos,
@@ -201,7 +200,7 @@ impl PromptAssembler {
     }
 }
 
-fn wording(template: &Template, tokenizer: &TextTokenizer, chat: Option<ChatTemplate>) -> Result<Wording, String> {
+fn wording(template: &Template, chat: Option<ChatTemplate>) -> Result<Wording, String> {
     let split = |text: &str| {
         let (before, after) = text.split_once(IMAGE).unwrap_or((text, ""));
         Wording::Text { before: before.to_owned(), after: after.to_owned() }
@@ -209,9 +208,8 @@ fn wording(template: &Template, tokenizer: &TextTokenizer, chat: Option<ChatTemp
     match (template, chat) {
         (Template::Text(text), _) => Ok(split(text)),
         (Template::Chat, Some(template)) => Ok(Wording::Chat(Box::new(template))),
-        (Template::Chat, None) if tokenizer.id_of(CHATML.1).is_some() => Ok(split(CHATML.0)),
         (Template::Chat, None) => {
-            Err("has no chat template; put tokenizer_config.json of the checkpoint beside it".to_owned())
+            Err("has no chat template, without which prompts would differ from the model's; put tokenizer_config.json of the checkpoint beside it".to_owned())
         }
     }
 }

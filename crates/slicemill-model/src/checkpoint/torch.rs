@@ -74,7 +74,8 @@ fn unpickle(path: &Path) -> Result<HashMap<String, TensorInfo>, String> {
         let read = std::panic::catch_unwind(|| PthTensors::new(path, key).map(|file| file.tensor_infos().clone()));
         match read {
             Ok(Ok(infos)) => Ok(infos),
-            Ok(Err(e)) => Err(e.to_string()),
+            // What follows the first line is where the unpickler was.
+            Ok(Err(e)) => Err(e.to_string().lines().next().unwrap_or_default().to_owned()),
             Err(_) => Err("it is damaged".to_owned()),
         }
     };

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{OneOrMany, Problem, dimension, multiple, need, positive};
+use super::{OneOrMany, Problem, dimension, layers, multiple, need, positive};
 use crate::kernels::AttentionShape;
 
 /// A decoder-only transformer: RMS norm, rotary positions, grouped attention, gated MLP.
@@ -76,6 +76,7 @@ pub(super) struct RawDecoder {
     attention_bias: Option<bool>,
     hidden_act: Option<String>,
     scale_emb: Option<f32>,
+    use_sliding_window: Option<bool>,
     pub bos_token_id: Option<u32>,
     pub eos_token_id: Option<OneOrMany>,
 }
@@ -123,6 +124,9 @@ impl RawDecoder {
         if !matches!(self.hidden_act.as_deref(), None | Some("silu")) {
             return Err(format!("hidden_act is {:?}; only \"silu\" is supported", self.hidden_act));
         }
+        if self.use_sliding_window == Some(true) {
+            return Err("use_sliding_window is true; only attention over the whole sequence is supported".to_owned());
+        }
         let width = dimension(self.hidden_size, "hidden_size")?;
         let heads = dimension(self.num_attention_heads, "num_attention_heads")?;
         let kv_heads = dimension(self.num_key_value_heads.or(Some(heads)), "num_key_value_heads")?;
@@ -145,7 +149,7 @@ impl RawDecoder {
         Ok(DecoderConfig {
             width,
             mlp: dimension(self.intermediate_size, "intermediate_size")?,
-            layers: dimension(self.num_hidden_layers, "num_hidden_layers")?,
+            layers: layers(self.num_hidden_layers, "num_hidden_layers")?,
             attention: AttentionShape { heads, kv_heads, head_dim },
             eps: positive(need(self.rms_norm_eps, "rms_norm_eps")?, "rms_norm_eps")?,
             rope_theta,
@@ -199,12 +203,18 @@ impl RawDecoder {
             Some(original) => Some(context as f64 / original.max(1) as f64),
             None => raw.factor,
         };
-        let original_tokens = original.unwrap_or(context).max(1);
+        let original_tokens = original.unwrap_or(context);
+        if original_tokens < 2 {
+            return Err(format!("original_max_position_embeddings is {original_tokens}; it must be at least 2"));
+        }
         let attention = match (raw.attention_factor, factor) {
             (Some(given), _) => given,
             (None, Some(factor)) if factor > 1.0 => (1.0 + factor.ln() / (original_tokens as f64).ln()).sqrt(),
             (None, _) => 1.0,
         };
+        if !(attention.is_finite() && attention > 0.0) {
+            return Err(format!("rope_scaling gives an attention factor of {attention}; it must be above 0"));
+        }
         Ok(RopeScaling::Longrope {
             short: factors(&raw.short_factor, "rope_scaling.short_factor")?,
             long: factors(&raw.long_factor, "rope_scaling.long_factor")?,

@@ -45,7 +45,6 @@ struct Raw {
     vision_feature_select_strategy: Option<String>,
     projector_hidden_act: Option<String>,
     multimodal_projector_bias: Option<bool>,
-    tie_word_embeddings: Option<bool>,
     slicemill: Option<RawSlicemill>,
 }
 
@@ -131,13 +130,16 @@ impl Raw {
         };
         let prompt_tokens_max = match family {
             Family::LlavaUhd64 => Some(LLAVA_UHD_64_PROMPT_MAX),
-            _ => self.tokenizer_model_max_length,
+            _ => match self.tokenizer_model_max_length {
+                Some(limit) => Some(dimension(Some(limit), "tokenizer_model_max_length")?),
+                None => None,
+            },
         };
         Ok(ModelConfig {
             family,
             policy: tower_policy(named_policy(policy)?, &vision)?,
             projector,
-            normalisation: normalisation(sources),
+            normalisation: normalisation(sources)?,
             context_tokens_max: dimension(text.max_position_embeddings, "max_position_embeddings")?,
             prompt_tokens_max,
             prompt: vicuna(views, text, sources),
@@ -244,8 +246,8 @@ impl Raw {
             ));
         }
         let text = text.clone().with_llama_defaults();
-        let mut decoder = text.check(Options::default())?;
-        decoder.tied |= self.tie_word_embeddings.unwrap_or(false);
+        // Only the section of the language model says whether its matrices are tied.
+        let decoder = text.check(Options::default())?;
         let vision = RawVision::from_json(need(self.vision_config.as_ref(), "vision_config")?)?;
         let vision = vision.check(VisionKind::Clip, |all| layers_run(self.vision_feature_layer.unwrap_or(-2), all))?;
         let older = !(sources.has)("model.language_model.norm.weight");
@@ -260,7 +262,7 @@ impl Raw {
             family: Family::Llava15,
             policy: tower_policy(named_policy("pad-square")?, &vision)?,
             projector: ProjectorConfig::Mlp,
-            normalisation: normalisation(sources),
+            normalisation: normalisation(sources)?,
             context_tokens_max: dimension(text.max_position_embeddings, "max_position_embeddings")?,
             prompt_tokens_max: None,
             prompt: vicuna(ViewTokens::Nothing, &text, sources),
@@ -315,9 +317,13 @@ fn tower_policy(policy: SlicingPolicy, vision: &VisionConfig) -> Result<SlicingP
 }
 
 /// That of preprocessor_config.json, or CLIP's.
-fn normalisation(sources: Sources<'_>) -> Normalisation {
+fn normalisation(sources: Sources<'_>) -> Result<Normalisation, Problem> {
     let given = sources.preprocessor.and_then(|raw| Some((raw.image_mean?, raw.image_std?)));
-    given.map_or(Normalisation::CLIP, |(mean, std)| Normalisation { mean, std })
+    let Some((mean, std)) = given else { return Ok(Normalisation::CLIP) };
+    for value in std {
+        positive(value, "image_std of preprocessor_config.json")?;
+    }
+    Ok(Normalisation { mean, std })
 }
 
 impl RawSlicemill {

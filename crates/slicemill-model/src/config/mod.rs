@@ -411,6 +411,14 @@ fn dimension(value: Option<usize>, key: &str) -> Result<usize, Problem> {
     }
 }
 
+/// A number of layers: far more than any model has would take all memory before anything is found missing.
+fn layers(value: Option<usize>, key: &str) -> Result<usize, Problem> {
+    match dimension(value, key)? {
+        n @ 1..=4096 => Ok(n),
+        n => Err(format!("{key} is {n}; it must be from 1 to 4096")),
+    }
+}
+
 fn positive(value: f32, key: &str) -> Result<f32, Problem> {
     if value.is_finite() && value > 0.0 { Ok(value) } else { Err(format!("{key} is {value}; it must be above 0")) }
 }

@@ -177,6 +177,11 @@ fn longrope_follows_transformers() {
     };
     assert_eq!((short[1], long[3], original_tokens), (1.1, 2.3, 1024));
     assert!((attention - (1.0 + 4.0_f64.ln() / 1024.0_f64.ln()).sqrt()).abs() < 1e-12);
+    for (key, value) in [("original_max_position_embeddings", json!(1)), ("attention_factor", json!(-1.0))] {
+        let mut broken = json.clone();
+        broken["rope_scaling"][key] = value;
+        assert!(read(&broken).is_err(), "{key}");
+    }
     json["rope_scaling"]["short_factor"] = json!([1.0]);
     assert!(read(&json).unwrap_err().contains("short_factor has 1 values; half of head_dim 8"), "lengths");
     json["rope_scaling"] = json!({"type": "yarn", "factor": 2.0});
@@ -223,7 +228,16 @@ fn what_is_wrong_is_named() {
     check(&uhd, "/mm_projector_type", json!("resampler"), "the section slicemill is missing");
     check(&uhd, "/mm_patch_merge_type", json!("spatial_unpad"), "LLaVA-1.6");
     check(&uhd, "/image_aspect_ratio", json!("anyres"), "LLaVA-1.6");
+    let mut uhd = llava_uhd();
+    uhd["tokenizer_model_max_length"] = json!(0);
+    assert!(read(&uhd).unwrap_err().contains("tokenizer_model_max_length is 0"));
+    let mut windowed = minicpm(json!(2.6));
+    windowed["use_sliding_window"] = json!(true);
+    assert!(read(&windowed).unwrap_err().contains("use_sliding_window"));
+    let std = json!({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.0, 0.5]});
+    assert!(read_with(&llava_uhd(), &std, &json!({}), &[]).unwrap_err().contains("image_std"));
     let minicpm = minicpm(json!(2.6));
+    check(&minicpm, "/num_hidden_layers", json!(16_777_216), "it must be from 1 to 4096");
     check(&minicpm, "/version", json!(2.5), "version 2.5 is not supported");
     check(&minicpm, "/version", json!(null), "the key version is missing");
     check(&minicpm, "/vision_config/model_type", json!("idefics2"), "only \"siglip\"");

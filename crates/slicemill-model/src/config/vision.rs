@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Problem, dimension, from_value, multiple, positive};
+use super::{Problem, dimension, from_value, layers, multiple, positive};
 use crate::kernels::Activation;
 
 /// A vision transformer over patches.
@@ -94,7 +94,7 @@ impl RawVision {
         let width = dimension(self.hidden_size, "vision_config.hidden_size")?;
         let heads = dimension(self.num_attention_heads, "vision_config.num_attention_heads")?;
         multiple(width, "vision_config.hidden_size", heads, "vision_config.num_attention_heads")?;
-        let all = dimension(self.num_hidden_layers, "vision_config.num_hidden_layers")?;
+        let all = layers(self.num_hidden_layers, "vision_config.num_hidden_layers")?;
         let patch = dimension(self.patch_size, "vision_config.patch_size")?;
         let side = dimension(self.image_size, "vision_config.image_size")?;
         multiple(side, "vision_config.image_size", patch, "vision_config.patch_size")?;
