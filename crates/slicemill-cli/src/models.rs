@@ -1,13 +1,17 @@
 //! From the name of a model to the factory that opens it on devices.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use slicemill_core::{ModelCard, Normalisation, SlicingPolicy, TokenRule, WindowRounding};
 use slicemill_model::{BackendOptions, CandleFactory, CheckpointFiles, HubOptions, ModelError, locate, locate_tower};
 use slicemill_pipeline::{BackendFactory, NullFactory};
 
 use crate::exit::Failure;
+
+/// Between two lines about one file.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// How backends behave in this run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -110,11 +114,19 @@ impl Place {
     }
 }
 
-/// Says what is fetched: every file when it begins and when it is there.
+/// Says what is fetched: every file when it begins and when it is there, and how far a large one is.
 fn announce(file: &str, done: u64, total: u64) {
-    if done == 0 || done == total {
-        let verb = if done == total { "fetched" } else { "fetching" };
-        tracing::info!(target: "slicemill", "{verb} {file} ({:.1} MiB)", total as f64 / f64::from(1 << 20));
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    let due = said.is_none_or(|said| said.elapsed() >= SAY_EVERY);
+    if done == 0 || done == total || due {
+        *said = Some(Instant::now());
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        match done {
+            0 => tracing::info!(target: "slicemill", "fetching {file} ({:.1} MiB)", mib(total)),
+            _ if done == total => tracing::info!(target: "slicemill", "fetched {file}"),
+            _ => tracing::info!(target: "slicemill", "fetching {file}: {:.0} of {:.0} MiB", mib(done), mib(total)),
+        }
     }
 }
 
