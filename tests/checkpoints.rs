@@ -144,6 +144,43 @@ fn the_rounding_of_windows_is_part_of_the_job() {
     let out = out("exact");
     let message = complaint(5, &["encode", text(&images), "-o", text(&out), "--model", text(&dir), "--windows", "f16"]);
     assert!(message.contains("windows"), "{message}");
+    // A flag that would do nothing is refused.
+    let other = Checkpoint::new("minicpmv-2.6");
+    let (dir, out) = (other.dir(), other.out("none"));
+    for (model, code) in [(text(&dir), 1), ("embedded", 1), ("null", 2)] {
+        let args = ["caption", text(&images), "-o", text(&out), "--model", model, "--windows", "f16"];
+        assert!(complaint(code, &args).contains("windows"), "{model}");
+    }
+}
+
+/// A tower that the checkpoint holds is not looked for elsewhere; one that it needs and nobody has is named.
+#[test]
+fn a_vision_tower_is_looked_for_only_where_it_is_needed() {
+    let inside = Checkpoint::new("uhd-v1");
+    let config = inside.dir().join("config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&config).expect("config")).expect("JSON");
+    // The config describes the tower and the shards hold it; nobody has one of this name.
+    let tower = inside.dir().join("clip-vit-tiny-patch14-336");
+    let described = std::fs::read(tower.join("config.json")).expect("config");
+    json["vision_config"] = serde_json::from_slice(&described).expect("JSON");
+    json["mm_vision_tower"] = "nobody/no-such-tower".into();
+    std::fs::remove_dir_all(&tower).expect("removed");
+    std::fs::write(&config, json.to_string()).expect("written");
+    let offline = |checkpoint: &Checkpoint| {
+        let (dir, home) = (checkpoint.dir(), checkpoint.folder.path().join("home"));
+        let mut command = crate::program::command(&["model", "check", text(&dir)]);
+        let output = command.env("HF_HOME", &home).env("HF_HUB_OFFLINE", "1").output().expect("it runs");
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&printed).into_owned())
+    };
+    let (code, printed) = offline(&inside);
+    assert!(code == Some(0) && printed.contains("cpu:0: ok"), "{printed}");
+
+    let outside = Checkpoint::new("llava-1.5");
+    std::fs::remove_dir_all(outside.dir().join("clip-vit-tiny-patch14-336")).expect("removed");
+    let (code, printed) = offline(&outside);
+    assert_eq!(code, Some(1), "{printed}");
+    assert!(printed.contains("clip-vit-tiny-patch14-336") && printed.contains("HF_HUB_OFFLINE"), "{printed}");
 }
 
 /// A checkpoint that cannot be loaded: one clear error that names the file, no output.

@@ -32,6 +32,9 @@ pub fn open(name: &str, windows: WindowRounding, runtime: Runtime) -> Result<Arc
     // Unless it is said how many, beams take the places of sequences: the same memory, the same width of a step.
     options.sequences_max = runtime.sequences.unwrap_or((options.sequences_max / options.beams_max).max(1));
     let factory: Arc<dyn BackendFactory> = match name {
+        "null" if windows != WindowRounding::F32 => {
+            return Err(Failure::usage("the null model has no windows to round; leave out --windows"));
+        }
         "null" => Arc::new(null_model()),
         "embedded" => Arc::new(CandleFactory::embedded(options).map_err(Failure::failed)?),
         other => {
@@ -51,7 +54,7 @@ pub fn card(name: &str) -> Result<ModelCard, Failure> {
         "embedded" => Ok(CandleFactory::embedded(BackendOptions::default()).map_err(Failure::failed)?.card().clone()),
         other => {
             let files = files(other)?;
-            let config = match files.weights() {
+            let config = match files.weights(&|_| Ok(None)) {
                 Ok((config, _)) => config,
                 Err(_) => files.model_config(&|_| false).map_err(Failure::failed)?,
             };
@@ -63,10 +66,7 @@ pub fn card(name: &str) -> Result<ModelCard, Failure> {
 /// The files of a checkpoint, or a config.json alone.
 pub fn files(name: &str) -> Result<CheckpointFiles, Failure> {
     if Path::new(name).is_file() {
-        let tower = |reference: &str| {
-            slicemill_model::local_tower(reference, Path::new(name).parent().unwrap_or(Path::new(".")))
-        };
-        return CheckpointFiles::read(Path::new(name), &tower).map_err(Failure::failed);
+        return CheckpointFiles::read(Path::new(name), &|_| Ok(None)).map_err(Failure::failed);
     }
     let place = Place::find(name)?;
     CheckpointFiles::read(&place.dir, &|tower| place.tower(tower)).map_err(Failure::failed)
@@ -98,19 +98,9 @@ impl Place {
         Ok(Self { dir: located.dir, name, hub })
     }
 
-    /// The vision tower that the checkpoint refers to. One that is not found may not be needed: the checkpoint can hold
-    /// its weights, and its config can be known by its name.
+    /// A vision tower that the checkpoint needs and does not hold.
     fn tower(&self, reference: &str) -> Result<Option<PathBuf>, ModelError> {
-        if let Some(dir) = slicemill_model::local_tower(reference, &self.dir)? {
-            return Ok(Some(dir));
-        }
-        match locate_tower(reference, &self.dir, &self.hub, &announce) {
-            Ok(located) => Ok(Some(located.dir)),
-            Err(error) => {
-                tracing::debug!(target: "slicemill", "{error}");
-                Ok(None)
-            }
-        }
+        locate_tower(reference, &self.dir, &self.hub, &announce).map(|located| Some(located.dir))
     }
 }
 

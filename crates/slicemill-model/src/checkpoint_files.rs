@@ -6,8 +6,8 @@ use serde::Deserialize;
 use slicemill_core::WindowRounding;
 
 use crate::chat_template::ChatTemplate;
-use crate::checkpoint::{Part, Weights, fingerprint};
-use crate::config::{ConfigFile, ConfigFiles, Family, ModelConfig, Template};
+use crate::checkpoint::{Part, Weights, fingerprint, tower_places};
+use crate::config::{ConfigFile, ConfigFiles, Family, ModelConfig, Template, tower_is_known};
 use crate::error::ModelError;
 use crate::tokenizer::{Prefer, TextTokenizer};
 
@@ -17,7 +17,8 @@ const GENERATION: &str = "generation_config.json";
 /// Before the names of a tower's tensors, in a checkpoint of its own.
 const TOWER_PREFIX: &str = "vision_model.";
 
-/// Finds the directory of a vision tower that a checkpoint refers to; nothing when there is none.
+/// Finds the directory of a vision tower that is needed and lies neither in nor beside its checkpoint; nothing when there
+/// is none.
 pub type TowerFinder<'a> = &'a dyn Fn(&str) -> Result<Option<PathBuf>, ModelError>;
 
 /// A checkpoint whose files were read and whose weights are mapped.
@@ -69,6 +70,13 @@ impl Read {
     }
 }
 
+/// What config.json of the published layout says about where its vision tower is.
+#[derive(Debug, Deserialize)]
+struct TowerReference {
+    mm_vision_tower: String,
+    vision_config: Option<serde_json::Value>,
+}
+
 /// The files of a checkpoint directory that say what it is.
 #[derive(Debug, Clone)]
 pub struct CheckpointFiles {
@@ -98,15 +106,13 @@ impl CheckpointFiles {
             dir: dir.to_owned(),
             config,
         };
-        if let Some(reference) = files.tower_reference()
-            && let Some(found) = tower(&reference)?
-            && let Some(config) = Read::optional(&found, CONFIG)?
-        {
-            if files.preprocessor.is_none() {
-                // The published code takes the tower's own.
-                files.preprocessor = Read::optional(&found, PREPROCESSOR)?;
+        if let Some(reference) = files.tower_reference() {
+            let mut found = local_tower(&reference.mm_vision_tower, dir);
+            // It can be a large download: only where the config cannot be understood without it.
+            if found.is_none() && reference.vision_config.is_none() && !tower_is_known(&reference.mm_vision_tower) {
+                found = tower(&reference.mm_vision_tower)?;
             }
-            files.tower = Some((found, config));
+            files.take_tower(found)?;
         }
         files.model_config(&|_| false)?;
         Ok(files)
@@ -126,28 +132,40 @@ impl CheckpointFiles {
         ModelConfig::read(&files, has)
     }
 
-    /// `mm_vision_tower` of the published layout.
-    fn tower_reference(&self) -> Option<String> {
-        #[derive(Deserialize)]
-        struct Reference {
-            mm_vision_tower: Option<String>,
+    fn take_tower(&mut self, found: Option<PathBuf>) -> Result<(), ModelError> {
+        let Some(found) = found else { return Ok(()) };
+        if self.preprocessor.is_none() {
+            // The published code takes the tower's own.
+            self.preprocessor = Read::optional(&found, PREPROCESSOR)?;
         }
-        serde_json::from_slice::<Reference>(&self.config.bytes).ok()?.mm_vision_tower
+        self.tower = Read::optional(&found, CONFIG)?.map(|config| (found, config));
+        Ok(())
     }
 
-    /// Maps the weights. A tower that is not among them comes from its own directory.
+    /// The vision tower that the published layout refers to.
+    fn tower_reference(&self) -> Option<TowerReference> {
+        serde_json::from_slice(&self.config.bytes).ok()
+    }
+
+    /// Maps the weights. A tower that is not among them comes from its own directory, which `tower` finds when it is
+    /// neither in nor beside the checkpoint.
     ///
     /// # Errors
-    /// When there are none, or they are not complete.
-    pub fn weights(&self) -> Result<(ModelConfig, Weights), ModelError> {
+    /// When there are none, or they are not complete, and those of `tower`.
+    pub fn weights(&self, tower: TowerFinder<'_>) -> Result<(ModelConfig, Weights), ModelError> {
         let mut weights = Weights::open(&self.dir)?;
         let config = self.model_config(&|name| weights.contains(name))?;
         let prefix = &config.names.vision;
-        if !weights.contains(&format!("{prefix}.embeddings.patch_embedding.weight"))
-            && let Some((dir, _)) = &self.tower
-        {
-            let renamed = |name: &str| Some(format!("{prefix}.{}", name.strip_prefix(TOWER_PREFIX)?));
-            weights = weights.with(Weights::open(dir)?, renamed);
+        if !weights.contains(&format!("{prefix}.embeddings.patch_embedding.weight")) {
+            let dir = match (&self.tower, &config.names.tower) {
+                (Some((dir, _)), _) => Some(dir.clone()),
+                (None, Some(reference)) => tower(reference)?,
+                (None, None) => None,
+            };
+            if let Some(dir) = dir {
+                let renamed = |name: &str| Some(format!("{prefix}.{}", name.strip_prefix(TOWER_PREFIX)?));
+                weights = weights.with(Weights::open(&dir)?, renamed);
+            }
         }
         Ok((config, weights))
     }
@@ -155,9 +173,9 @@ impl CheckpointFiles {
     /// Reads the tokenizer and maps the weights.
     ///
     /// # Errors
-    /// When a file is missing or broken.
-    pub fn open(&self) -> Result<Checkpoint, ModelError> {
-        let (config, weights) = self.weights()?;
+    /// When a file is missing or broken, and those of `tower`.
+    pub fn open(&self, tower: TowerFinder<'_>) -> Result<Checkpoint, ModelError> {
+        let (config, weights) = self.weights(tower)?;
         let prefer = match config.family {
             // Their code says use_fast=False.
             Family::LlavaUhd | Family::LlavaUhd64 | Family::Llava15 => Prefer::Model,
@@ -203,13 +221,7 @@ impl CheckpointFiles {
     }
 }
 
-/// The tower that `reference` names, in or beside the checkpoint; nothing is fetched.
-///
-/// # Errors
-/// None; the signature is that of [`TowerFinder`].
-pub fn local_tower(reference: &str, dir: &Path) -> Result<Option<PathBuf>, ModelError> {
-    // Without a last component it would be the checkpoint itself.
-    let Some(name) = Path::new(reference).file_name() else { return Ok(None) };
-    let places = [Some(dir.join(reference)), Some(dir.join(name)), dir.parent().map(|parent| parent.join(name))];
-    Ok(places.into_iter().flatten().find(|place| place.join(CONFIG).is_file()))
+/// The tower that `reference` names, in or beside the checkpoint.
+fn local_tower(reference: &str, dir: &Path) -> Option<PathBuf> {
+    tower_places(reference, dir).into_iter().find(|place| place.join(CONFIG).is_file())
 }

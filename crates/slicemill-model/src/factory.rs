@@ -9,7 +9,7 @@ use slicemill_pipeline::{Backend, BackendError, BackendFactory, DeviceId};
 
 use crate::backend::CandleBackend;
 use crate::checkpoint::{Part, Weights, fingerprint};
-use crate::checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder, local_tower};
+use crate::checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder};
 use crate::config::{ModelConfig, ProjectorConfig, small};
 use crate::embedded;
 use crate::error::{ModelError, fatal, row};
@@ -104,11 +104,11 @@ impl CandleFactory {
     /// # Errors
     /// When a file is missing or broken, or when they do not fit together.
     pub fn from_dir(dir: &Path, options: BackendOptions) -> Result<Self, ModelError> {
-        Self::from_files(dir, &dir.display().to_string(), &|reference| local_tower(reference, dir), options)
+        Self::from_files(dir, &dir.display().to_string(), &|_| Ok(None), options)
     }
 
-    /// As [`from_dir`](Self::from_dir), under a name of its own, with the vision tower that the checkpoint refers to
-    /// where `tower` finds it.
+    /// As [`from_dir`](Self::from_dir), under a name of its own, and with a vision tower that lies neither in nor beside
+    /// the checkpoint where `tower` finds it.
     ///
     /// # Errors
     /// As [`from_dir`](Self::from_dir), and those of `tower`.
@@ -119,7 +119,7 @@ impl CandleFactory {
         options: BackendOptions,
     ) -> Result<Self, ModelError> {
         let files = CheckpointFiles::read(dir, tower)?;
-        let mut checkpoint = files.open()?;
+        let mut checkpoint = files.open(tower)?;
         if let ProjectorConfig::Spatial { rounding, .. } = &mut checkpoint.config.projector {
             *rounding = options.windows;
         }
@@ -134,6 +134,13 @@ impl CandleFactory {
         options: BackendOptions,
     ) -> Result<Self, ModelError> {
         let Checkpoint { config, tokenizer, tokenizer_origin, chat, weights } = checkpoint;
+        if options.windows != WindowRounding::F32 && !matches!(config.projector, ProjectorConfig::Spatial { .. }) {
+            return Err(ModelError::Config {
+                origin: name,
+                message: "has no windows to round; --windows is for LLaVA-UHD v1 with 144 queries, leave it out"
+                    .to_owned(),
+            });
+        }
         weights.check_all(&manifest(&config), |name| would_be_missed(&config, name))?;
         let prompts = PromptAssembler::new(&config, tokenizer, chat, &tokenizer_origin)?;
         let context = options

@@ -51,7 +51,7 @@ mod tests;
 
 pub use chat_template::{ChatOptions, ChatTemplate, Message};
 pub use checkpoint::{HubOptions, Located, OnProgress, TensorInfo, Weights, locate, locate_tower};
-pub use checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder, local_tower};
+pub use checkpoint_files::{Checkpoint, CheckpointFiles, TowerFinder};
 pub use config::{
     ConfigFile, ConfigFiles, DecoderConfig, Family, ModelConfig, Names, Positions, ProjectorConfig, PromptConfig,
     RopeScaling, Separator, Template, ViewTags, ViewTokens, VisionConfig, VisionKind,

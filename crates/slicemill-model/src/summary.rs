@@ -80,7 +80,8 @@ impl Summary {
             prompt_tokens_max: config.prompt_tokens_max.map(|tokens| tokens as u64),
             parameters,
             kv_bytes_per_token: (2 * decoder.layers * attention.kv_heads * attention.head_dim) as u64 * bf16,
-            cpu_bytes: parameters * 4,
+            // The kernels keep an output matrix of their own, also where it is the embedding matrix.
+            cpu_bytes: (parameters + if decoder.tied { (decoder.vocab * decoder.width) as u64 } else { 0 }) * 4,
             gpu_bytes: parameters * bf16,
             weights: weights.map(|weights| WeightsSummary::new(config, weights)),
         }

@@ -34,7 +34,7 @@ fn summary(model: &str) -> Result<Summary, Failure> {
     if std::path::Path::new(model).is_file() {
         return Ok(Summary::new(&files.model_config(&|_| false).map_err(Failure::failed)?, None));
     }
-    let (config, weights) = files.weights().map_err(Failure::failed)?;
+    let (config, weights) = files.weights(&|_| Ok(None)).map_err(Failure::failed)?;
     Ok(Summary::new(&config, Some(&weights)))
 }
 

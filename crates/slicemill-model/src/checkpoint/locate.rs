@@ -91,14 +91,10 @@ pub fn locate_tower(
     hub: &HubOptions,
     progress: OnProgress<'_>,
 ) -> Result<Located, ModelError> {
-    let last = reference.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
-    if last.is_empty() || last == "." || last == ".." {
+    let Some(last) = last_part(reference) else {
         return Err(problem(reference, "is not the name of a vision tower; set mm_vision_tower in config.json".into()));
-    }
-    let beside = checkpoint.canonicalize().ok().and_then(|dir| Some(dir.parent()?.join(last)));
-    // `join` leaves an absolute reference as it is.
-    let places: Vec<PathBuf> =
-        [Some(checkpoint.join(reference)), Some(checkpoint.join(last)), beside].into_iter().flatten().collect();
+    };
+    let places = tower_places(reference, checkpoint);
     if let Some(dir) = places.iter().find(|dir| dir.is_dir()) {
         return directory(dir);
     }
@@ -114,6 +110,20 @@ pub fn locate_tower(
         ModelError::File { origin, message } => problem(&origin, format!("{message} ({looked})")),
         other => other,
     })
+}
+
+/// Where a vision tower that a checkpoint names may lie without the hub; nowhere when it is not a name.
+pub fn tower_places(reference: &str, checkpoint: &Path) -> Vec<PathBuf> {
+    let Some(last) = last_part(reference) else { return Vec::new() };
+    let beside = checkpoint.canonicalize().ok().and_then(|dir| Some(dir.parent()?.join(last)));
+    // `join` leaves an absolute reference as it is.
+    [Some(checkpoint.join(reference)), Some(checkpoint.join(last)), beside].into_iter().flatten().collect()
+}
+
+/// The last component of a path or a name.
+fn last_part(reference: &str) -> Option<&str> {
+    let last = reference.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next()?;
+    (!["", ".", ".."].contains(&last)).then_some(last)
 }
 
 fn problem(origin: &str, message: String) -> ModelError {

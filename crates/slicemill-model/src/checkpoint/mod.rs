@@ -26,6 +26,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 pub use fingerprint::{Part, fingerprint};
 pub use hub::{HubOptions, OnProgress};
+pub(crate) use locate::tower_places;
 pub use locate::{Located, locate, locate_tower};
 
 use crate::error::ModelError;

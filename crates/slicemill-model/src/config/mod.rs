@@ -24,6 +24,7 @@ use slicemill_core::{
 };
 
 pub use decoder::{DecoderConfig, RopeScaling};
+pub(crate) use vision::tower_is_known;
 pub use vision::{VisionConfig, VisionKind};
 
 use crate::error::ModelError;

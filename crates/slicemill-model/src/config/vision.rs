@@ -122,6 +122,11 @@ impl RawVision {
     }
 }
 
+/// Whether a tower is known by its name, without a config of its own.
+pub(crate) fn tower_is_known(reference: &str) -> bool {
+    RawVision::by_name(reference).is_some()
+}
+
 /// Layers that `hidden_states[select]` needs, of `all`.
 pub(super) fn layers_run(select: i64, all: usize) -> Result<usize, Problem> {
     let count = i64::try_from(all).map_err(|e| e.to_string())?;
