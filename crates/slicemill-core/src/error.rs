@@ -40,8 +40,16 @@ pub enum Stage {
 pub enum ErrorClass {
     /// The object is not there (any more).
     NotFound,
-    /// The store refused or broke off.
+    /// The store broke off, and went on doing so.
     ReadFailed,
+    /// The store refused: permissions or credentials.
+    AccessDenied,
+    /// A location in the data that may not be read: a private address, a path that leads out of its folder.
+    LocationRefused,
+    /// A record of a manifest, an archive or a table that cannot be read or holds no image.
+    BadRecord,
+    /// The same name stands in its container twice; the first one counts.
+    DuplicateKey,
     /// The object changed between planning and reading.
     SourceChanged,
     /// The object is larger than the limit on bytes.
@@ -70,6 +78,10 @@ pub enum ErrorClass {
     OutOfMemory,
     /// The model failed on this row.
     ModelFailed,
+    /// The device's worker died over this row, alone, and again after a fresh start.
+    WorkerDied,
+    /// The device gave no sign over this row for longer than the watchdog waits.
+    DeviceHung,
 }
 
 macro_rules! snake_names {
@@ -100,12 +112,14 @@ snake_names!(Stage {
 });
 
 snake_names!(ErrorClass {
-    NotFound = "not_found", ReadFailed = "read_failed", SourceChanged = "source_changed",
+    NotFound = "not_found", ReadFailed = "read_failed", AccessDenied = "access_denied",
+    LocationRefused = "location_refused", BadRecord = "bad_record", DuplicateKey = "duplicate_key", SourceChanged = "source_changed",
     ObjectTooLarge = "object_too_large", Empty = "empty", NotAnImage = "not_an_image",
     UnsupportedFormat = "unsupported_format",
     UnsupportedVariant = "unsupported_variant", BadHeader = "bad_header", Truncated = "truncated",
     Corrupt = "corrupt", TooManyPixels = "too_many_pixels", PlanRejected = "plan_rejected",
     PromptTooLong = "prompt_too_long", OutOfMemory = "out_of_memory", ModelFailed = "model_failed",
+    WorkerDied = "worker_died", DeviceHung = "device_hung",
 });
 
 /// A row that could not be annotated: class, stage and a message that names the remedy where there is one.

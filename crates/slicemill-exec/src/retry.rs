@@ -153,7 +153,7 @@ fn failed_entries(
     let described = wanted.map_ok(move |row| {
         let fetch = fetch.clone();
         async move {
-            let gone = InputEntry { key: row.key.clone(), url: row.source.clone(), bytes: 0, tag: String::new() };
+            let gone = InputEntry::object(&row.key, &row.source, 0, "");
             Ok(fetch.describe(&row.key, &row.source).await.unwrap_or(gone))
         }
     });

@@ -60,7 +60,7 @@ impl ObjectFetch {
             store.head(&path).await.map_err(|error| IoError::from_store("look at", url, error))
         });
         let meta = head.await.map_err(|error| error.with_fate(Fate::Row))?;
-        Ok(InputEntry { key: key.to_owned(), url: url.to_owned(), bytes: meta.size, tag: tag(&meta) })
+        Ok(InputEntry::object(key, url, meta.size, tag(&meta)))
     }
 
     async fn fetch(&self, entry: &InputEntry, part: Part) -> Result<Bytes, IoError> {

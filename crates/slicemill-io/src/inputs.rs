@@ -9,8 +9,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{AsArray as _, StringArray, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow::array::{Array as _, ArrayRef, AsArray as _, BooleanArray, StringArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -44,11 +44,14 @@ impl InputsDigest {
 
     /// Adds the next entry. Every text is preceded by its length, so that no two lists run together.
     pub fn add(&mut self, entry: &InputEntry) {
-        for text in [&entry.key, &entry.url, &entry.tag] {
+        for text in [entry.key.as_str(), &entry.url, &entry.tag, entry.columns.as_deref().unwrap_or_default()] {
             self.hash.update((text.len() as u64).to_le_bytes());
             self.hash.update(text);
         }
         self.hash.update(entry.bytes.to_le_bytes());
+        self.hash.update([u8::from(entry.estimated), u8::from(entry.columns.is_some())]);
+        self.hash.update(entry.container.to_le_bytes());
+        self.hash.update(entry.position.to_le_bytes());
         self.rows += 1;
     }
 
@@ -97,30 +100,47 @@ fn inputs_schema() -> SchemaRef {
         Field::new("url", DataType::Utf8, false),
         Field::new("bytes", DataType::UInt64, false),
         Field::new("tag", DataType::Utf8, false),
+        Field::new("estimated", DataType::Boolean, false),
+        Field::new("container", DataType::UInt32, false),
+        Field::new("position", DataType::UInt64, false),
+        Field::new("columns", DataType::Utf8, true),
     ]))
 }
 
 fn inputs_batch(entries: &[InputEntry]) -> Result<RecordBatch, IoError> {
-    let keys = StringArray::from_iter_values(entries.iter().map(|entry| &entry.key));
-    let urls = StringArray::from_iter_values(entries.iter().map(|entry| &entry.url));
-    let bytes = UInt64Array::from_iter_values(entries.iter().map(|entry| entry.bytes));
-    let tags = StringArray::from_iter_values(entries.iter().map(|entry| &entry.tag));
-    RecordBatch::try_new(inputs_schema(), vec![Arc::new(keys), Arc::new(urls), Arc::new(bytes), Arc::new(tags)])
+    let texts = |text: fn(&InputEntry) -> &String| StringArray::from_iter_values(entries.iter().map(text));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(texts(|entry| &entry.key)),
+        Arc::new(texts(|entry| &entry.url)),
+        Arc::new(UInt64Array::from_iter_values(entries.iter().map(|entry| entry.bytes))),
+        Arc::new(texts(|entry| &entry.tag)),
+        Arc::new(BooleanArray::from_iter(entries.iter().map(|entry| Some(entry.estimated)))),
+        Arc::new(UInt32Array::from_iter_values(entries.iter().map(|entry| entry.container))),
+        Arc::new(UInt64Array::from_iter_values(entries.iter().map(|entry| entry.position))),
+        Arc::new(StringArray::from_iter(entries.iter().map(|entry| entry.columns.as_ref()))),
+    ];
+    RecordBatch::try_new(inputs_schema(), columns)
         .map_err(|error| IoError::fatal(IoErrorKind::Invalid, format!("cannot make a batch of inputs: {error}")))
 }
 
 fn entries_of(name: &str, batch: &RecordBatch) -> Result<Vec<InputEntry>, IoError> {
     let missing = || IoError::fatal(IoErrorKind::Corrupt, format!("{name} is not a list of inputs"));
-    let texts =
-        |column: &str| batch.column_by_name(column).and_then(|array| array.as_string_opt::<i32>()).ok_or_else(missing);
-    let (keys, urls, tags) = (texts("key")?, texts("url")?, texts("tag")?);
-    let bytes = batch.column_by_name("bytes").and_then(|array| array.as_primitive_opt::<UInt64Type>());
-    let bytes = bytes.ok_or_else(missing)?;
+    let column = |name: &str| batch.column_by_name(name).ok_or_else(missing);
+    let texts = |name: &str| column(name)?.as_string_opt::<i32>().ok_or_else(missing);
+    let numbers = |name: &str| column(name)?.as_primitive_opt::<UInt64Type>().ok_or_else(missing);
+    let (keys, urls, tags, columns) = (texts("key")?, texts("url")?, texts("tag")?, texts("columns")?);
+    let (bytes, positions) = (numbers("bytes")?, numbers("position")?);
+    let estimated = column("estimated")?.as_boolean_opt().ok_or_else(missing)?;
+    let containers = column("container")?.as_primitive_opt::<UInt32Type>().ok_or_else(missing)?;
     let entry = |row| InputEntry {
         key: keys.value(row).to_owned(),
         url: urls.value(row).to_owned(),
         bytes: bytes.value(row),
         tag: tags.value(row).to_owned(),
+        estimated: estimated.value(row),
+        container: containers.value(row),
+        position: positions.value(row),
+        columns: columns.is_valid(row).then(|| columns.value(row).to_owned()),
     };
     Ok((0..batch.num_rows()).map(entry).collect())
 }
@@ -291,7 +311,7 @@ pub async fn compare_inputs(frozen: &[FrozenInputs], listing: Listing) -> Result
     Ok(change)
 }
 
-/// The entries of `listing` whose keys are in none of the frozen lists: the inputs of the next generation.
+/// The entries of `listing` whose ranks are in none of the frozen lists: the inputs of the next generation.
 pub fn added_inputs(frozen: &[FrozenInputs], listing: Listing) -> Listing {
     futures::stream::try_unfold(Pairs::new(frozen, listing), |mut pairs| async move {
         while let Some(pair) = pairs.next().await? {
@@ -304,7 +324,7 @@ pub fn added_inputs(frozen: &[FrozenInputs], listing: Listing) -> Listing {
     .boxed()
 }
 
-/// Frozen and listed entries side by side, by key. All are sorted by key.
+/// Frozen and listed entries side by side. All are sorted by rank.
 struct Pairs {
     frozen: Vec<Sorted>,
     listing: Sorted,
@@ -321,12 +341,12 @@ impl Sorted {
         Self { rest, head: None, started: false }
     }
 
-    async fn peek(&mut self) -> Result<Option<&str>, IoError> {
+    async fn peek(&mut self) -> Result<Option<(&str, u64)>, IoError> {
         if !self.started {
             self.started = true;
             self.advance().await?;
         }
-        Ok(self.head.as_ref().map(|entry| entry.key.as_str()))
+        Ok(self.head.as_ref().map(InputEntry::rank))
     }
 
     async fn advance(&mut self) -> Result<Option<InputEntry>, IoError> {
@@ -341,21 +361,23 @@ impl Pairs {
         Self { frozen, listing: Sorted::new(listing) }
     }
 
-    /// The next key's entries: frozen, listed, or both.
+    /// The next entries of one rank: frozen, listed, or both.
     async fn next(&mut self) -> Result<Option<(Option<InputEntry>, Option<InputEntry>)>, IoError> {
-        let mut first: Option<(String, usize)> = None;
+        let mut first: Option<((String, u64), usize)> = None;
         for (index, sorted) in self.frozen.iter_mut().enumerate() {
-            if let Some(key) = sorted.peek().await?
-                && first.as_ref().is_none_or(|(least, _)| key < least.as_str())
+            if let Some((container, position)) = sorted.peek().await?
+                && first.as_ref().is_none_or(|((least, at), _)| (container, position) < (least.as_str(), *at))
             {
-                first = Some((key.to_owned(), index));
+                first = Some(((container.to_owned(), position), index));
             }
         }
         let listed = self.listing.peek().await?;
         match (first, listed) {
             (None, None) => Ok(None),
-            (Some((key, index)), listed) if listed.is_none_or(|listed| key.as_str() <= listed) => {
-                let both = listed == Some(key.as_str());
+            (Some(((container, position), index)), listed)
+                if listed.is_none_or(|listed| (container.as_str(), position) <= listed) =>
+            {
+                let both = listed == Some((container.as_str(), position));
                 let old = self.frozen[index].advance().await?;
                 let new = if both { self.listing.advance().await? } else { None };
                 Ok(Some((old, new)))

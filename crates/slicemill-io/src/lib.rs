@@ -26,6 +26,7 @@ mod local_files;
 mod lock;
 mod parquet_file;
 mod parquet_object;
+mod place;
 mod read;
 mod retry;
 mod rows;
@@ -45,6 +46,7 @@ pub use ledger::{
 pub use lock::OutputLock;
 pub use parquet_file::{ParquetEncoder, RowGroupLimits, read_parquet, write_parquet};
 pub use parquet_object::ParquetObject;
+pub use place::Place;
 pub use read::{DatasetReader, dataset_parts};
 pub use retry::RetryBudget;
 pub use rows::{

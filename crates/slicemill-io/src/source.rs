@@ -13,20 +13,45 @@ use serde::{Deserialize, Serialize};
 use crate::walk::{Listing, Root, key_part};
 use crate::{IoError, IoErrorKind, Location};
 
-/// One object of the input list.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// One row of the input list: an object, or something inside one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct InputEntry {
     /// Unique in the job.
     pub key: String,
-    /// Where it is; `file://` URLs carry any bytes a name has, percent-encoded.
+    /// Where it is; `file://` URLs carry any bytes a name has, percent-encoded. A fragment says where inside the
+    /// object, see [`Place`](crate::Place).
     pub url: String,
-    /// Size when it was listed.
+    /// Size when it was listed, or the size to reserve memory for when `estimated`.
     pub bytes: u64,
-    /// Etag or modification time when it was listed; empty when unknown, and then not checked when read.
+    /// Etag or modification time of the object when it was listed; empty when unknown, and then not checked when read.
     pub tag: String,
+    /// The size is not known before it is read (a URL of a manifest, a value in a table).
+    pub estimated: bool,
+    /// How many bytes of the key name the object it comes from; 0 when that is the whole key. Inputs are ordered by
+    /// this part of the key, then by `position`.
+    pub container: u32,
+    /// Position in the container, from 0.
+    pub position: u64,
+    /// Columns of the input that the job keeps or filters by: a JSON object.
+    pub columns: Option<String>,
 }
 
-/// Something that lists inputs: sorted by key (bytewise), keys unique, the same list for the same objects.
+impl InputEntry {
+    /// A whole object of known size.
+    pub fn object(key: impl Into<String>, url: impl Into<String>, bytes: u64, tag: impl Into<String>) -> Self {
+        Self { key: key.into(), url: url.into(), bytes, tag: tag.into(), ..Self::default() }
+    }
+
+    /// What the list is ordered by.
+    pub fn rank(&self) -> (&str, u64) {
+        let whole = self.container == 0;
+        let container = if whole { None } else { self.key.get(..self.container as usize) };
+        (container.unwrap_or(&self.key), self.position)
+    }
+}
+
+/// Something that lists inputs: sorted by [`InputEntry::rank`] (bytewise, then by position), keys and ranks unique, the
+/// same list for the same objects.
 pub trait Source: Send + Sync {
     /// The inputs. A stream, so that a hundred million need no memory. Ends at the first error.
     fn list(&self) -> BoxStream<'static, Result<InputEntry, IoError>>;

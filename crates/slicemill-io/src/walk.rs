@@ -260,7 +260,7 @@ fn entry(path: &Path, key: String) -> Result<InputEntry, IoError> {
         Ok(metadata) => (metadata.len(), modification_tag(&metadata)),
         Err(_) => (0, String::new()),
     };
-    Ok(InputEntry { key, url: url.into(), bytes, tag })
+    Ok(InputEntry::object(key, url, bytes, tag))
 }
 
 fn unlistable(path: &Path, error: std::io::Error) -> IoError {

@@ -215,7 +215,7 @@ impl Annotator {
         };
         let bytes = fetched.bytes;
         job.progress.bytes_fetched.fetch_add(bytes.len() as u64, Relaxed);
-        if bytes.len() as u64 > row.bytes {
+        if bytes.len() as u64 > row.bytes && !row.estimated {
             return failed(grown(row, bytes.len()), fetched.attempts);
         }
         let looked = self.look_at(chunk, index, bytes.clone()).await;

@@ -26,8 +26,11 @@ pub struct InputRef {
     pub key: String,
     /// URL.
     pub source: String,
-    /// Size from the listing. Memory is reserved by it, so an object that turns out larger fails as `source_changed`.
+    /// Size from the listing. Memory is reserved by it, so an object that turns out larger fails as `source_changed`,
+    /// unless the size was `estimated`.
     pub bytes: u64,
+    /// The size was not known when the inputs were listed.
+    pub estimated: bool,
     /// Etag or modification time from the listing, by which [`Fetch`] sees that the object changed; empty when unknown.
     pub tag: String,
     /// Prompts; empty for encode jobs. Rows with the same prompts share them.

@@ -134,6 +134,7 @@ impl LiveJob {
                 source: entry.url,
                 bytes: entry.bytes,
                 tag: entry.tag,
+                estimated: entry.estimated,
                 prompts,
             })
             .collect();
@@ -147,8 +148,10 @@ struct StoreFetch(ObjectFetch);
 impl Fetch for StoreFetch {
     fn fetch<'a>(&'a self, row: &'a InputRef) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         async move {
-            let entry =
-                InputEntry { key: row.key.clone(), url: row.source.clone(), bytes: row.bytes, tag: row.tag.clone() };
+            let entry = InputEntry {
+                estimated: row.estimated,
+                ..InputEntry::object(&row.key, &row.source, row.bytes, &row.tag)
+            };
             match self.0.read(&entry).await {
                 Ok(bytes) => Ok(Fetched { bytes, attempts: 1 }),
                 Err(error) if error.fate == Fate::Fatal => Err(FetchError::Fatal(error.to_string())),

@@ -231,6 +231,7 @@ impl Planner {
             source: entry.url.clone(),
             bytes: entry.bytes,
             tag: entry.tag.clone(),
+            estimated: entry.estimated,
             prompts,
         };
         let fate = self.look(&entry, &row).await?;

@@ -163,8 +163,7 @@ impl<'a> ContentCheck<'a> {
     /// Compares the questions of finished images with those that were asked.
     async fn compare_questions(&mut self) -> Result<(), ExecError> {
         let Some(expected) = &self.expected else { return Ok(()) };
-        let entry =
-            |image: &Image| InputEntry { key: image.key.clone(), url: String::new(), bytes: 0, tag: String::new() };
+        let entry = |image: &Image| InputEntry::object(&image.key, "", 0, "");
         let entries: Vec<InputEntry> = self.finished.iter().map(entry).collect();
         let prompts = expected.of(&entries).await?;
         for (image, prompts) in self.finished.drain(..).zip(prompts) {

@@ -111,11 +111,11 @@ async fn what_is_no_file_fails_as_a_row() {
     let made = std::process::Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap();
     assert!(made.success());
     for name in ["folder", "pipe", "nothing"] {
-        let entry = InputEntry { key: name.to_owned(), url: url(name), bytes: 0, tag: String::new() };
+        let entry = InputEntry::object(name, url(name), 0, "");
         check_failure(&entry, ErrorClass::NotFound).await;
     }
     for url in ["not a url", "s3://bucket/x.jpg"] {
-        let entry = InputEntry { key: "x".to_owned(), url: url.to_owned(), bytes: 0, tag: String::new() };
+        let entry = InputEntry::object("x", url, 0, "");
         check_failure(&entry, ErrorClass::ReadFailed).await;
     }
 }

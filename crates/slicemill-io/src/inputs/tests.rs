@@ -11,7 +11,7 @@ fn output() -> OutputStore {
 
 fn entry(number: u64) -> InputEntry {
     let key = format!("{number:08}.jpg");
-    InputEntry { url: format!("file:///photos/{key}"), key, bytes: number * 3, tag: format!("{number}.000000001") }
+    InputEntry::object(key.clone(), format!("file:///photos/{key}"), number * 3, format!("{number}.000000001"))
 }
 
 fn entries(numbers: impl IntoIterator<Item = u64>) -> Vec<InputEntry> {

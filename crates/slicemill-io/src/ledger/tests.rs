@@ -33,7 +33,7 @@ fn ledger_on(store: Arc<dyn ObjectStore>) -> Ledger {
 
 fn entry(number: u64) -> InputEntry {
     let key = format!("{number:05}.jpg");
-    InputEntry { url: format!("file:///photos/{key}"), key, bytes: number, tag: "1.0".to_owned() }
+    InputEntry::object(key.clone(), format!("file:///photos/{key}"), number, "1.0")
 }
 
 /// What becomes of an input: a function of the input, save for the timing. On a retry (`pass` above 0) some of the
@@ -117,7 +117,7 @@ impl Job {
                 let failed = read_failed(ledger).await?;
                 let entries = failed.into_iter().map(|row| {
                     let number = row.key.trim_end_matches(".jpg").parse().unwrap();
-                    Ok(InputEntry { bytes: number, key: row.key, url: row.source, tag: "2.0".to_owned() })
+                    Ok(InputEntry::object(row.key, row.source, number, "2.0"))
                 });
                 let entries = futures::stream::iter(entries.collect::<Vec<_>>()).boxed();
                 ledger.begin_retry(entries, self.chunk_rows, self.shard_chunks).await?

@@ -111,7 +111,14 @@ impl Input {
             self.store.objects.insert(key.into(), object.into());
         }
         let source = format!("memory:///{key}");
-        self.rows.push(InputRef { key: key.into(), source, bytes, tag: String::new(), prompts: prompts(task) });
+        self.rows.push(InputRef {
+            key: key.into(),
+            source,
+            bytes,
+            estimated: false,
+            tag: String::new(),
+            prompts: prompts(task),
+        });
     }
 
     /// `count` images of many sizes.
