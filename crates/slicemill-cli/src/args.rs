@@ -45,6 +45,9 @@ pub struct OutputFlags {
     /// Progress on standard error: a bar on a terminal, else a line every few seconds.
     #[arg(long, global = true, value_enum, default_value = "auto")]
     pub progress: ProgressMode,
+    /// How a store is reached, as `s3.endpoint=http://127.0.0.1:9000`; may be repeated, never stored or shown
+    #[arg(long = "store-option", global = true, value_name = "KEY=VALUE")]
+    pub store_options: Vec<String>,
 }
 
 /// Form of log lines.
@@ -105,10 +108,41 @@ pub enum Verb {
     Completions(CompletionsArgs),
 }
 
+/// Flags that choose among the inputs.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Inputs")]
+pub struct InputFlags {
+    /// Columns of the input to carry into the output, as input_<name>
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
+    pub keep: Vec<String>,
+    /// Take rows for which this SQL condition is true, over plan columns (width, height, format, slices,
+    /// visual_tokens, ...) and columns of the input; the others are skipped
+    #[arg(long = "where", value_name = "SQL")]
+    pub filter: Option<String>,
+    /// Take a share of the inputs, as 1%; always the same ones
+    #[arg(long, value_name = "SHARE")]
+    pub sample: Option<String>,
+    /// Take this many inputs, the first in order
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Column of a table or list with the images or their locations
+    #[arg(long, value_name = "NAME")]
+    pub image_column: Option<String>,
+    /// Column of a table or list that names its rows; their numbers do otherwise
+    #[arg(long, value_name = "NAME")]
+    pub key_column: Option<String>,
+    /// Folder that local files named by a list may lie in; the list's own folder otherwise
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<String>,
+}
+
 /// Flags that say what a job is.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "The job")]
 pub struct JobFlags {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub input: InputFlags,
     /// `embedded`, `null` (decodes and plans, says nothing), the directory of a checkpoint, or org/name on the hub
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
@@ -136,6 +170,9 @@ pub struct JobFlags {
     /// Largest accepted image, width × height
     #[arg(long, value_name = "PIXELS")]
     pub pixels_max: Option<u64>,
+    /// Take images that end early as far as they go, with `truncated` set, in place of failing them
+    #[arg(long)]
+    pub allow_truncated: bool,
     /// Extra columns, as `+token_ids`
     #[arg(long, value_name = "COLUMNS", allow_hyphen_values = true, value_delimiter = ',')]
     pub columns: Vec<String>,
@@ -202,23 +239,54 @@ pub struct RunFlags {
     /// Objects read at the same time
     #[arg(long, value_name = "N")]
     pub fetches: Option<usize>,
+    /// Stop when more rows have failed, as 100 or 5% (of at least 100 rows); what is done stays
+    #[arg(long, value_name = "N|SHARE")]
+    pub max_failed: Option<String>,
+    /// A device that is silent for longer counts as hung and is started anew, as 10m; 0 waits for ever
+    #[arg(long, value_name = "TIME")]
+    pub device_timeout: Option<String>,
+    /// Folder for what is unpacked of compressed archives and tables [the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// Most bytes there at once, as 64G
+    #[arg(long, value_name = "SIZE")]
+    pub spool_bytes: Option<String>,
+    /// Serve counters for Prometheus at http://ADDRESS/metrics, as 127.0.0.1:9400
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<std::net::SocketAddr>,
+    /// Write the same counters to this file every few seconds
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
+}
+
+/// Flags about what an output already holds, and who else writes to it.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "This run")]
+pub struct ShareFlags {
+    /// Add new inputs to an output that exists
+    #[arg(long)]
+    pub extend: bool,
+    /// Do the k-th of n parts of the job, as 3/8; run all n, at once or one after the other, with the same flags
+    #[arg(long = "shard", value_name = "K/N")]
+    pub part: Option<String>,
 }
 
 /// `caption`
 #[derive(Debug, Args)]
 pub struct CaptionArgs {
-    /// Files or folders, read recursively
+    /// Folders (read recursively), images, tar archives, Parquet files, lists (JSONL, CSV), globs; paths or URLs
+    /// (s3://, gs://, az://, http://, https://); `-` reads a list from standard input
     #[arg(required = true)]
     pub inputs: Vec<String>,
-    /// Folder of the output
+    /// Folder of the output, a path or URL (s3://, gs://, az://)
     #[arg(short, long, value_name = "OUT")]
     pub output: String,
     /// What to ask of each image
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// Add new inputs to an output that exists
-    #[arg(long)]
-    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub share: ShareFlags,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap shows the group's own help")]
     pub job: JobFlags,
@@ -233,10 +301,11 @@ pub struct CaptionArgs {
 /// `ask`
 #[derive(Debug, Args)]
 pub struct AskArgs {
-    /// Files or folders, read recursively
+    /// Folders (read recursively), images, tar archives, Parquet files, lists (JSONL, CSV), globs; paths or URLs
+    /// (s3://, gs://, az://, http://, https://); `-` reads a list from standard input
     #[arg(required = true)]
     pub inputs: Vec<String>,
-    /// Folder of the output
+    /// Folder of the output, a path or URL (s3://, gs://, az://)
     #[arg(short, long, value_name = "OUT")]
     pub output: String,
     /// A question about every image; may be repeated
@@ -248,9 +317,9 @@ pub struct AskArgs {
     /// Text around each question, with {question}
     #[arg(long, value_name = "TEXT")]
     pub template: Option<String>,
-    /// Add new inputs to an output that exists
-    #[arg(long)]
-    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub share: ShareFlags,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap shows the group's own help")]
     pub job: JobFlags,
@@ -265,18 +334,19 @@ pub struct AskArgs {
 /// `encode`
 #[derive(Debug, Args)]
 pub struct EncodeArgs {
-    /// Files or folders, read recursively
+    /// Folders (read recursively), images, tar archives, Parquet files, lists (JSONL, CSV), globs; paths or URLs
+    /// (s3://, gs://, az://, http://, https://); `-` reads a list from standard input
     #[arg(required = true)]
     pub inputs: Vec<String>,
-    /// Folder of the output
+    /// Folder of the output, a path or URL (s3://, gs://, az://)
     #[arg(short, long, value_name = "OUT")]
     pub output: String,
     /// Element type of the tokens [f32, f16]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<String>,
-    /// Add new inputs to an output that exists
-    #[arg(long)]
-    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub share: ShareFlags,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap shows the group's own help")]
     pub job: JobFlags,
@@ -293,9 +363,9 @@ pub struct RunArgs {
     /// Change a key of the job, as `generation.max_new_tokens=64`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Add new inputs to an output that exists
-    #[arg(long)]
-    pub extend: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap shows the group's own help")]
+    pub share: ShareFlags,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap shows the group's own help")]
     pub run: RunFlags,
@@ -315,7 +385,7 @@ pub enum Format {
 /// `plan`
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Files or folders, read recursively
+    /// What `caption` takes: folders, images, archives, tables, lists, globs
     #[arg(required_unless_present_any = ["sizes", "job_file"], conflicts_with_all = ["sizes", "job_file"])]
     pub inputs: Vec<String>,
     /// Plan the sizes of a CSV file with columns width,height instead
@@ -338,7 +408,7 @@ pub struct PlanArgs {
     pub text_tokens: u64,
     /// Run this many images to measure a rate and estimate the time
     #[arg(long, value_name = "N")]
-    pub sample: Option<u64>,
+    pub measure: Option<u64>,
     /// Form of the result; csv goes with --sizes
     #[arg(long, value_enum)]
     pub format: Option<Format>,
@@ -362,7 +432,7 @@ pub struct PlanArgs {
 /// Verbs that take an output.
 #[derive(Debug, Args)]
 pub struct OutArgs {
-    /// Folder of the output
+    /// Folder of the output, a path or URL
     pub out: String,
     /// Form of the result
     #[arg(long, value_enum, default_value = "text")]
@@ -372,7 +442,7 @@ pub struct OutArgs {
 /// `retry`
 #[derive(Debug, Args)]
 pub struct RetryArgs {
-    /// Folder of the output
+    /// Folder of the output, a path or URL
     pub out: String,
     /// Only rows of these classes, as `truncated,read_failed`
     #[arg(long, value_name = "CLASSES", value_delimiter = ',')]
@@ -385,7 +455,7 @@ pub struct RetryArgs {
 /// `report`
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// Folder of the output
+    /// Folder of the output, a path or URL
     pub out: String,
     /// Form of the result
     #[arg(long, value_enum, default_value = "text")]
@@ -395,7 +465,7 @@ pub struct ReportArgs {
 /// `sql`
 #[derive(Debug, Args)]
 pub struct SqlArgs {
-    /// Folder of the output
+    /// Folder of the output, a path or URL
     pub out: String,
     /// The query
     pub query: String,

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use crate::args::{AskArgs, CaptionArgs, EncodeArgs, GenerationFlags, JobFlags, PlanArgs, SlicesArgs};
+use crate::args::{AskArgs, CaptionArgs, EncodeArgs, GenerationFlags, InputFlags, JobFlags, PlanArgs, SlicesArgs};
 
 /// A job document in the making.
 #[derive(Debug, Default)]
@@ -37,7 +37,18 @@ impl Document {
         self.set(path, (!values.is_empty()).then_some(Value::Array(values)));
     }
 
+    fn input(&mut self, flags: &InputFlags) {
+        self.list("input.keep", &flags.keep);
+        self.set("input.where", flags.filter.clone());
+        self.set("input.sample", flags.sample.clone());
+        self.set("input.limit", flags.limit.map(saturate));
+        self.set("input.image_column", flags.image_column.clone());
+        self.set("input.key_column", flags.key_column.clone());
+        self.set("input.root", flags.root.clone());
+    }
+
     fn job(&mut self, flags: &JobFlags) {
+        self.input(&flags.input);
         self.set("model.name", flags.model.clone());
         self.set("model.windows", flags.windows.clone());
         self.set("slicing.policy", flags.policy.clone());
@@ -47,6 +58,7 @@ impl Document {
         self.set("image.orientation", flags.orientation.clone());
         self.set("image.alpha", flags.alpha.clone());
         self.set("image.pixels_max", flags.pixels_max.map(saturate));
+        self.set("image.truncated", flags.allow_truncated.then_some("allow"));
         self.list("output.columns", &flags.columns);
         self.set("output.chunk_rows", flags.chunk_rows.map(saturate));
         self.set("output.shard_rows", flags.shard_rows.map(saturate));
@@ -131,7 +143,7 @@ mod tests {
             inputs: vec!["photos".to_owned()],
             output: "out".to_owned(),
             prompt: None,
-            extend: false,
+            share: crate::args::ShareFlags::default(),
             job: JobFlags { side: Some(112), columns: vec!["+token_ids".to_owned()], ..JobFlags::default() },
             generation: GenerationFlags { temperature: Some(0.5), ..GenerationFlags::default() },
             run: crate::args::RunFlags::default(),

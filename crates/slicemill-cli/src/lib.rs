@@ -56,9 +56,9 @@ fn dispatch(cli: &Cli, bars: &MultiProgress) -> Result<Exit, Failure> {
     let printer = Printer;
     let session = commands::annotate::Session { flags: &cli.output, bars };
     match &cli.verb {
-        Verb::Caption(args) => session.run_flags(document::caption(args), &args.run, args.extend),
-        Verb::Ask(args) => session.run_flags(document::ask(args), &args.run, args.extend),
-        Verb::Encode(args) => session.run_flags(document::encode(args), &args.run, args.extend),
+        Verb::Caption(args) => session.run_flags(document::caption(args), &args.run, &args.share),
+        Verb::Ask(args) => session.run_flags(document::ask(args), &args.run, &args.share),
+        Verb::Encode(args) => session.run_flags(document::encode(args), &args.run, &args.share),
         Verb::Run(args) => session.run_file(args),
         Verb::Retry(args) => session.retry(args),
         Verb::Plan(args) => commands::plan::run(args, printer),

@@ -24,6 +24,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
 
+mod condition;
 mod error;
 mod figures;
 pub mod freeze;
@@ -43,9 +44,10 @@ pub mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use condition::{Condition, PlannedFacts};
 pub use error::ExecError;
 pub use freeze::{Different, FrozenJob};
-pub use job::{Difference, Job, JobDraft, JobError, JobFile, RunOptions};
+pub use job::{Difference, Job, JobDraft, JobError, JobFile, Part, RunOptions, Selection, SpoolOptions};
 pub use plan_summary::{MeasuredRate, PlanSummary, measure_rate, plan_job};
 pub use report::{Report, read_report};
 pub use retry::{RetrySummary, retry_job};

@@ -100,7 +100,7 @@ fn plan_draft(args: &PlanArgs, draft: &JobDraft, printer: Printer) -> Result<Exi
     let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
     let summary = runtime()?.block_on(async {
         let mut summary = slicemill_exec::plan_job(&job, Arc::clone(&factory), options.fetches).await?;
-        if let Some(count) = args.sample {
+        if let Some(count) = args.measure {
             let rate = slicemill_exec::measure_rate(&job, &summary, count, &options, factory, StopSignal::new());
             summary.measured = Some(rate.await?);
         }

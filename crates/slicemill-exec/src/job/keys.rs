@@ -75,7 +75,24 @@ const U32_MAX: i64 = u32::MAX as i64;
 /// Every key, in the order of the documentation.
 pub const KEYS: &[Key] = &[
     key("task", "", Kind::Choice(&["caption", "ask", "encode"]), "what the job produces"),
-    key("input.paths", "INPUT", Kind::TextList, "files and folders (read recursively), paths or URLs"),
+    key(
+        "input.paths",
+        "INPUT",
+        Kind::TextList,
+        "folders, files, archives, tables, lists and globs, as paths or URLs; - is a list on standard input",
+    ),
+    key("input.keep", "--keep", Kind::TextList, "columns of the input that the output carries as input_<name>"),
+    key("input.where", "--where", Kind::Text, "SQL condition over columns of the plan and of the input"),
+    key("input.sample", "--sample", Kind::Text, "share of the inputs, as 1%; the same inputs every time"),
+    key("input.limit", "--limit", count(1, i64::MAX), "take this many inputs, the first in order"),
+    key("input.image_column", "--image-column", Kind::Text, "column of a table with the images or their locations"),
+    key("input.key_column", "--key-column", Kind::Text, "column of a table that names its rows"),
+    key(
+        "input.root",
+        "--root",
+        Kind::Text,
+        "folder that local files named by a list may lie in; a list's own otherwise",
+    ),
     key("output.path", "--output", Kind::Text, "folder of the output, a path or URL"),
     key("output.columns", "--columns", Kind::ChoiceList(&["+token_ids"]), "further columns of the content"),
     key("output.chunk_rows", "--chunk-rows", count(1, 65_536), "input rows of a chunk, the unit of resume"),

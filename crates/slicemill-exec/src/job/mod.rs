@@ -14,9 +14,13 @@ mod keys;
 mod problem;
 mod resolve;
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use slicemill_core::{GenerationParams, ImageOptions, SlicingPolicy, TaskKind, TokenDtype, WindowRounding};
+use slicemill_io::Stores;
 use slicemill_pipeline::backend::DeviceId;
 
 pub use draft::JobDraft;
@@ -38,6 +42,32 @@ pub struct QuestionSpec {
     pub template: String,
 }
 
+/// Which inputs a job takes, and which of their columns it carries along.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Selection {
+    /// Columns of the input that the output carries, as `input_<name>`.
+    #[serde(default)]
+    pub keep: Vec<String>,
+    /// SQL condition over columns of the plan and of the input; rows for which it is not true are skipped.
+    #[serde(default, rename = "where")]
+    pub filter: Option<String>,
+    /// Share of the inputs, above 0 and at most 1. Which ones depends on their keys alone.
+    #[serde(default)]
+    pub sample: Option<f64>,
+    /// Most inputs, the first in order.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Column of a table with the images or their locations; found by type and name otherwise.
+    #[serde(default)]
+    pub image_column: Option<String>,
+    /// Column of a table that names its rows; their numbers do otherwise.
+    #[serde(default)]
+    pub key_column: Option<String>,
+    /// Folder that local files named by a list may lie in; the list's own folder otherwise.
+    #[serde(default)]
+    pub root: Option<String>,
+}
+
 /// A complete job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
@@ -45,6 +75,9 @@ pub struct Job {
     pub task: TaskKind,
     /// Files and folders, as they were given.
     pub inputs: Vec<String>,
+    /// Which of them are taken.
+    #[serde(default)]
+    pub select: Selection,
     /// Folder of the output, as it was given.
     pub output: String,
     /// Name of the model.
@@ -74,8 +107,17 @@ pub struct Job {
     pub shard_rows: u32,
 }
 
+/// Where compressed archives and tables are unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SpoolOptions {
+    /// The folder; the system's temporary folder when missing.
+    pub folder: Option<PathBuf>,
+    /// Most bytes at once.
+    pub bytes_max: Option<u64>,
+}
+
 /// How one run behaves. Never part of the fingerprint.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RunOptions {
     /// Devices of the pool, one worker each.
     pub devices: Vec<DeviceId>,
@@ -91,6 +133,48 @@ pub struct RunOptions {
     pub fetches: Option<usize>,
     /// Add inputs that are new since the job was frozen.
     pub extend: bool,
+    /// The part of the shards that this process does; all of them when missing.
+    pub part: Option<Part>,
+    /// The stores that inputs and the output are in.
+    pub stores: Stores,
+    /// How long a device may be silent before it counts as hung.
+    pub device_timeout: Option<Duration>,
+    /// Where archives and tables are unpacked.
+    pub spool: SpoolOptions,
+}
+
+/// One of several processes that do a job together: `3/8` is the third of eight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Number of the process, from 1.
+    pub number: u32,
+    /// Processes.
+    pub of: u32,
+}
+
+impl Part {
+    /// Whether this process does `shard`.
+    pub const fn has(self, shard: u32) -> bool {
+        shard % self.of == self.number - 1
+    }
+}
+
+impl std::str::FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        match parts {
+            Some((number, of)) if number >= 1 && number <= of => Ok(Self { number, of }),
+            _ => Err(format!("{text} is not a part; write k/n with k from 1 to n, as 3/8")),
+        }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
 }
 
 impl Default for RunOptions {
@@ -103,6 +187,10 @@ impl Default for RunOptions {
             memory_bytes: None,
             fetches: None,
             extend: false,
+            part: None,
+            stores: Stores::new(),
+            device_timeout: None,
+            spool: SpoolOptions::default(),
         }
     }
 }
@@ -132,6 +220,12 @@ impl Job {
         if let Some(fields) = value.as_object_mut() {
             fields.shift_remove("inputs");
             fields.shift_remove("output");
+            if let Some(select) = fields.get_mut("select").and_then(serde_json::Value::as_object_mut) {
+                // These decide which inputs there are and what they are called, and the frozen inputs say that.
+                for name in ["sample", "limit", "image_column", "key_column", "root"] {
+                    select.shift_remove(name);
+                }
+            }
             if let Some(questions) = fields.get_mut("questions").and_then(serde_json::Value::as_object_mut) {
                 // The frozen questions have their own digest; the file they came from may be moved too.
                 questions.shift_remove("file");

@@ -4,7 +4,7 @@ use slicemill_core::{GenerationParams, ImageOptions, ModelCard, SlicingPolicy, T
 
 use super::draft::JobDraft;
 use super::problem::{JobError, Problem};
-use super::{Job, QuestionSpec};
+use super::{Job, QuestionSpec, Selection};
 use crate::questions;
 
 /// Rows of a chunk when the job does not say and its rows are small.
@@ -65,6 +65,7 @@ impl Check<'_> {
         Some(Job {
             task,
             inputs: self.draft.file.input.paths.clone(),
+            select: self.selection(),
             output: output?,
             model: self.card.name.clone(),
             model_fingerprint: self.card.fingerprint.clone(),
@@ -84,6 +85,36 @@ impl Check<'_> {
             chunk_rows,
             shard_rows,
         })
+    }
+
+    /// Which inputs are taken and what is carried along.
+    fn selection(&mut self) -> Selection {
+        let input = &self.draft.file.input;
+        let mut selection = Selection {
+            keep: Vec::new(),
+            filter: input.filter.clone(),
+            sample: None,
+            limit: input.limit,
+            image_column: input.image_column.clone(),
+            key_column: input.key_column.clone(),
+            root: input.root.clone(),
+        };
+        for name in &input.keep {
+            if !selection.keep.contains(name) {
+                selection.keep.push(name.clone());
+            }
+        }
+        if let Some(text) = &input.sample {
+            selection.sample = parse_share(text);
+            if selection.sample.is_none() {
+                self.refuse(
+                    "input.sample",
+                    format!("\"{text}\" is not a share of the inputs"),
+                    "write it as 1% or 0.01, above 0 and at most 100%",
+                );
+            }
+        }
+        selection
     }
 
     /// Sections that mean nothing for this task would be read past in silence, so they are refused.
@@ -312,6 +343,16 @@ fn row_token_bytes_max(card: &ModelCard, policy: &SlicingPolicy) -> u64 {
         slicemill_core::TokenRule::Patches => patches_per_side * patches_per_side,
     };
     (u64::from(policy.max_slices) + 2) * tokens_per_view * u64::from(card.width) * 4
+}
+
+/// `1%` or `0.01`: more than nothing, at most everything.
+fn parse_share(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let share = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().ok()? / 100.0,
+        None => text.parse().ok()?,
+    };
+    (share > 0.0 && share <= 1.0).then_some(share)
 }
 
 /// The largest divisor of `rows` that is at most `limit`.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  inputs ─▶ first bytes ─▶ header ─▶ plan, costs ─┬─▶ totals: images, tokens, compute, bytes
-//!             (more when the header asks)          └─▶ --sample: N images run in memory ─▶ time
+//!             (more when the header asks)          └─▶ --measure: N images run in memory ─▶ time
 //! ```
 //!
 //! Tokens and compute come from the same function that the run uses ([`slicemill_pipeline::planned_costs`]), so

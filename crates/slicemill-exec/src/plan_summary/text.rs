@@ -63,7 +63,7 @@ fn write_all(out: &mut String, summary: &PlanSummary) -> std::fmt::Result {
                 seconds(rate.elapsed_s)
             ),
         )?,
-        None => line("time", "not measured; --sample N runs N images to measure it".to_owned())?,
+        None => line("time", "not measured; --measure N runs N images to measure it".to_owned())?,
     }
     histogram(out, summary)?;
     for example in &summary.failed_examples {
