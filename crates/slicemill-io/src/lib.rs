@@ -12,7 +12,7 @@
 //!               DatasetReader (verify, report, retry, SQL)
 //! ```
 //!
-//! Everything is read and written through `object_store`; only the `file` scheme is built in so far.
+//! Everything is read and written through `object_store`: local files, S3 and compatibles, GCS, Azure, http(s).
 //! Nothing here knows models, slicing or DataFusion.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
@@ -34,6 +34,7 @@ mod schema;
 mod sink;
 mod source;
 mod store;
+mod stores;
 mod walk;
 
 pub use error::{IoError, IoErrorKind};
@@ -55,3 +56,4 @@ pub use rows::{
 pub use schema::{ContentSpec, Dataset, SCHEMA_VERSION, arrow_schema, schema_sha256, schema_text};
 pub use source::{FolderSource, InputEntry, Source};
 pub use store::{Location, OutputStore, Stores};
+pub use stores::{StoreOptions, object_url, shown_url};
