@@ -12,7 +12,7 @@
 //!               DatasetReader (verify, report, retry, SQL)
 //! ```
 //!
-//! Everything is read and written through `object_store`; only the `file` scheme is built in so far.
+//! Everything is read and written through `object_store`: local files, S3 and compatibles, GCS, Azure, http(s).
 //! Nothing here knows models, slicing or DataFusion.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
@@ -33,7 +33,9 @@ mod rows;
 mod schema;
 mod sink;
 mod source;
+pub mod sources;
 mod store;
+mod stores;
 mod walk;
 
 pub use error::{IoError, IoErrorKind};
@@ -54,4 +56,6 @@ pub use rows::{
 };
 pub use schema::{ContentSpec, Dataset, SCHEMA_VERSION, arrow_schema, schema_sha256, schema_text};
 pub use source::{FolderSource, InputEntry, Source};
+pub use sources::{InputColumns, Spool};
 pub use store::{Location, OutputStore, Stores};
+pub use stores::{StoreOptions, object_url, shown_url};

@@ -1,134 +1,23 @@
-//! Where objects are: locations, stores by URL, and the output of a job.
-//!
-//! Everything goes through [`ObjectStore`], so that another scheme is one more arm in [`Location::parse`],
-//! [`Stores::resolve`] and [`OutputStore::create`] and nothing else.
+//! The output of a job: a folder, or a prefix of a bucket.
 //!
 //! Local writes are atomic: `object_store` writes `name#<n>` beside the object and renames it, or links it when the
 //! object must not be there yet. A process killed in between leaves `name#<n>`, which listings do not show and
 //! [`Ledger::recover`](crate::Ledger::recover) removes. Nothing is flushed to the disk with `fsync`: a killed process
 //! loses nothing by that, a power loss may leave objects cut short, which `recover` finds by size and has redone.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, path::Path as ObjectPath};
-use url::Url;
 
-use crate::local_files::{self, LocalFiles};
 use crate::retry::{RetryBudget, with_retries};
+pub use crate::stores::{Location, Stores};
+use crate::stores::{SUPPORTED, invalid};
 use crate::{IoError, IoErrorKind, OutputLock};
-
-const SUPPORTED: &str = "supported are paths and file:///… URLs";
-
-/// A place named by a path or a URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Location {
-    url: Url,
-}
-
-impl Location {
-    /// A URL when `text` begins with `scheme://`, else a path (relative ones to the current folder). Names need not
-    /// be UTF-8: the URL spells their bytes.
-    pub fn parse(text: impl AsRef<OsStr>) -> Result<Self, IoError> {
-        let text = text.as_ref();
-        let path = match text.to_str().and_then(|text| scheme(text).map(|scheme| (text, scheme))) {
-            Some((text, "file")) => Url::parse(text).ok().and_then(|url| url.to_file_path().ok()).ok_or_else(|| {
-                invalid(format!("'{text}' is not a local file URL; write file:///folder/name, with three slashes"))
-            })?,
-            Some((text, scheme)) => {
-                return Err(invalid(format!("the scheme '{scheme}' of '{text}' is not supported; {SUPPORTED}")));
-            }
-            None if text.is_empty() => return Err(invalid("an empty name was given for a file or folder")),
-            None => PathBuf::from(text),
-        };
-        let absolute = absolute(&path)
-            .map_err(|error| invalid(format!("cannot make '{}' absolute: {error}", path.display())).because(error))?;
-        let url = Url::from_file_path(&absolute)
-            .map_err(|()| invalid(format!("'{}' cannot be written as a URL", absolute.display())))?;
-        Ok(Self { url })
-    }
-
-    /// The URL, without a trailing slash.
-    pub const fn url(&self) -> &Url {
-        &self.url
-    }
-
-    /// The path when this is a local file or folder.
-    pub fn local_path(&self) -> Option<PathBuf> {
-        self.url.to_file_path().ok()
-    }
-
-    fn folder(&self) -> Result<PathBuf, IoError> {
-        self.local_path().ok_or_else(|| invalid(format!("'{}' is not supported; {SUPPORTED}", self.url)))
-    }
-}
-
-fn invalid(message: impl Into<String>) -> IoError {
-    IoError::fatal(IoErrorKind::Invalid, message)
-}
-
-/// The scheme of a URL with `://`; a path like `a:b` has none.
-fn scheme(text: &str) -> Option<&str> {
-    let (scheme, _) = text.split_once("://")?;
-    let valid = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
-    valid.then_some(scheme)
-}
-
-/// Absolute, without `.` and `..`. Links are resolved only where a `..` follows, because there they matter.
-fn absolute(path: &Path) -> std::io::Result<PathBuf> {
-    let mut clean = PathBuf::new();
-    for component in std::path::absolute(path)?.components() {
-        match component {
-            Component::ParentDir => {
-                clean = clean.canonicalize()?;
-                clean.pop();
-            }
-            other => clean.push(other),
-        }
-    }
-    Ok(clean)
-}
-
-/// The stores that objects are read from, by scheme.
-#[derive(Debug, Clone, Default)]
-pub struct Stores {
-    replaced: HashMap<String, Arc<dyn ObjectStore>>,
-}
-
-impl Stores {
-    /// Only what is built in.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Uses `store` for all URLs of `scheme`, in place of what is built in. Paths in it are the URLs' paths, still
-    /// percent-encoded.
-    #[must_use]
-    pub fn with_store(mut self, scheme: &str, store: Arc<dyn ObjectStore>) -> Self {
-        self.replaced.insert(scheme.to_owned(), store);
-        self
-    }
-
-    /// The store of `url` and the object's path in it.
-    pub fn resolve(&self, url: &Url) -> Result<(Arc<dyn ObjectStore>, ObjectPath), IoError> {
-        let store: Arc<dyn ObjectStore> = match (self.replaced.get(url.scheme()), url.scheme()) {
-            (Some(store), _) => Arc::clone(store),
-            (None, "file") => Arc::new(LocalFiles),
-            (None, scheme) => {
-                return Err(invalid(format!("the scheme '{scheme}' of '{url}' is not supported; {SUPPORTED}")));
-            }
-        };
-        let path = local_files::object_path(url).map_err(|error| IoError::from_store("read", url.as_str(), error))?;
-        Ok((store, path))
-    }
-}
 
 /// The root of a job's output. Names are relative to it, with `/`. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -142,7 +31,7 @@ pub struct OutputStore {
 impl OutputStore {
     /// Opens `location`, making the folder when it is not there.
     pub fn create(location: &Location) -> Result<Self, IoError> {
-        let folder = location.folder()?;
+        let folder = folder_of(location)?;
         std::fs::create_dir_all(&folder).map_err(|error| {
             let message = format!("cannot make the output folder '{}': {error}", folder.display());
             IoError::fatal(IoErrorKind::Refused, message).because(error)
@@ -152,7 +41,7 @@ impl OutputStore {
 
     /// Opens `location`; an error that says so when there is no such folder.
     pub fn open(location: &Location) -> Result<Self, IoError> {
-        let folder = location.folder()?;
+        let folder = folder_of(location)?;
         let root = folder.canonicalize().map_err(|error| {
             let message = format!("there is no output '{}': {error}", folder.display());
             IoError::fatal(IoErrorKind::NotFound, message).because(error)
@@ -326,6 +215,11 @@ impl OutputStore {
         });
         found(answer.await).map(drop)
     }
+}
+
+fn folder_of(location: &Location) -> Result<PathBuf, IoError> {
+    let shown = || location.shown();
+    location.local_path().ok_or_else(|| invalid(format!("'{}' is not supported as output; {SUPPORTED}", shown())))
 }
 
 fn found<T>(answer: Result<T, IoError>) -> Result<Option<T>, IoError> {

@@ -17,7 +17,7 @@ fn quick() -> RetryBudget {
 }
 
 fn fetch() -> ObjectFetch {
-    ObjectFetch::new(Stores::new(), quick())
+    ObjectFetch::new(Stores::default(), quick())
 }
 
 async fn list(path: &std::path::Path) -> Vec<InputEntry> {
@@ -218,7 +218,7 @@ async fn broken_reads_are_tried_again_within_the_budget() {
     for cut in [false, true] {
         let flaky = |failures: u32| {
             let store = Arc::new(Flaky { failures: failures.into(), cut });
-            ObjectFetch::new(Stores::new().with_store("file", store), quick())
+            ObjectFetch::new(Stores::default().with_store("file", store), quick())
         };
         assert_eq!(flaky(4).read(&entry).await.unwrap(), "abcd");
         let error = flaky(5).read(&entry).await.unwrap_err();
