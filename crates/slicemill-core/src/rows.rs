@@ -1,8 +1,26 @@
 //! Rows of the output as plain types; the Arrow schemas are made from these in `slicemill-io`.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Flops, RowError};
+
+/// Text that rows share, stored as a plain string.
+mod shared_text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[allow(clippy::ref_option, reason = "serde gives a reference to the field")]
+    pub(super) fn serialize<S: Serializer>(text: &Option<Arc<str>>, to: S) -> Result<S::Ok, S::Error> {
+        text.as_deref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Arc<str>>, D::Error> {
+        Ok(Option::<String>::deserialize(from)?.map(Arc::from))
+    }
+}
 
 /// A row of `captions/`, `answers/` or `tokens/`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -51,6 +69,12 @@ pub struct ContentRow {
     pub token_ids: Option<Vec<u32>>,
     /// Visual tokens × width values in the order the language model sees them (`tokens` only).
     pub tokens: Option<Vec<f32>>,
+    /// The image's bytes ended before the image did, and the job allows that.
+    #[serde(default)]
+    pub truncated: bool,
+    /// The input's columns that the job keeps: a JSON object. All rows of an image share it.
+    #[serde(default, with = "shared_text")]
+    pub columns: Option<Arc<str>>,
 }
 
 /// A row of `failed/`.
@@ -64,9 +88,12 @@ pub struct FailedRow {
     pub error: RowError,
     /// How often it was tried.
     pub attempts: u32,
+    /// The input's columns that the job keeps: a JSON object.
+    #[serde(default, with = "shared_text")]
+    pub columns: Option<Arc<str>>,
 }
 
-/// An object that is not an image and does not claim to be one.
+/// An object that is not an image and does not claim to be one, or an input that the job leaves out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedRow {
     /// Key of the object.
@@ -75,6 +102,9 @@ pub struct SkippedRow {
     pub source: String,
     /// Why it was skipped.
     pub reason: String,
+    /// The input's columns that the job keeps: a JSON object.
+    #[serde(default, with = "shared_text")]
+    pub columns: Option<Arc<str>>,
 }
 
 /// Wall clock of one input row; never part of the content.
@@ -116,4 +146,24 @@ pub enum RowOutcome {
     Failed(FailedRow),
     /// Not an image.
     Skipped(SkippedRow),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_plain_text_and_may_be_absent() {
+        let row = SkippedRow {
+            key: "k".into(),
+            source: "s".into(),
+            reason: "r".into(),
+            columns: Some(r#"{"license":"cc0"}"#.into()),
+        };
+        let json = serde_json::to_string(&row).unwrap();
+        assert!(json.contains(r#""columns":"{\"license\":\"cc0\"}""#), "{json}");
+        assert_eq!(serde_json::from_str::<SkippedRow>(&json).unwrap(), row);
+        let old: SkippedRow = serde_json::from_str(r#"{"key":"k","source":"s","reason":"r"}"#).unwrap();
+        assert_eq!(old, SkippedRow { columns: None, ..row });
+    }
 }
