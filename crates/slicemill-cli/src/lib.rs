@@ -12,6 +12,7 @@ mod commands;
 mod document;
 mod exit;
 mod memory;
+mod metrics;
 mod models;
 mod printing;
 mod progress;
@@ -46,7 +47,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Exit {
     match dispatch(&cli, &bars) {
         Ok(exit) => exit,
         Err(failure) => {
-            tracing::error!(target: "slicemill", "{}", failure.message);
+            let exit = failure.exit.code();
+            match cli.output.log_format {
+                args::LogFormat::Json => tracing::error!(target: "slicemill", exit, "{}", failure.message),
+                args::LogFormat::Text => tracing::error!(target: "slicemill", "{}", failure.message),
+            }
             failure.exit
         }
     }
@@ -61,13 +66,13 @@ fn dispatch(cli: &Cli, bars: &MultiProgress) -> Result<Exit, Failure> {
         Verb::Encode(args) => session.run_flags(document::encode(args), &args.run, &args.share),
         Verb::Run(args) => session.run_file(args),
         Verb::Retry(args) => session.retry(args),
-        Verb::Plan(args) => commands::plan::run(args, printer),
-        Verb::Verify(args) => commands::inspect::verify(args, printer),
-        Verb::Report(args) => commands::inspect::report(args, printer),
-        Verb::Sql(args) => commands::inspect::sql(args, printer),
+        Verb::Plan(args) => commands::plan::run(args, &cli.output, printer),
+        Verb::Verify(args) => commands::inspect::verify(args, &cli.output, printer),
+        Verb::Report(args) => commands::inspect::report(args, &cli.output, printer),
+        Verb::Sql(args) => commands::inspect::sql(args, &cli.output, printer),
         Verb::Schema(args) => commands::inspect::schema(args, printer),
         Verb::Slices(args) => commands::slices::run(args, &printer),
-        Verb::Compare(args) => commands::compare::run(args, printer),
+        Verb::Compare(args) => commands::compare::run(args, &cli.output, printer),
         Verb::Model(ModelVerb::Inspect(args)) => commands::model::inspect(args, printer),
         Verb::Model(ModelVerb::Check(args)) => commands::model::check(args, printer),
         Verb::Doctor(args) => commands::doctor::run(args, printer),

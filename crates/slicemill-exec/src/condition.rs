@@ -23,6 +23,8 @@ use datafusion::logical_expr::{Expr, ExprSchemable};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use slicemill_pipeline::PlannedView;
+
 use crate::ExecError;
 
 /// Columns of the plan that a condition may name, with their types.
@@ -42,33 +44,6 @@ const PLAN_COLUMNS: [(&str, DataType); 11] = [
 
 /// What the names of input columns begin with in the output, and may begin with in a condition.
 pub(crate) const INPUT_PREFIX: &str = "input_";
-
-/// What is known of a row once it is planned.
-#[derive(Debug, Clone, Copy)]
-pub struct PlannedFacts<'a> {
-    /// Key.
-    pub key: &'a str,
-    /// URL.
-    pub source: &'a str,
-    /// Bytes of the object.
-    pub bytes: u64,
-    /// Width after orientation, pixels.
-    pub width: u32,
-    /// Height after orientation, pixels.
-    pub height: u32,
-    /// EXIF orientation that was applied.
-    pub orientation_applied: u8,
-    /// Image format.
-    pub format: &'a str,
-    /// Columns of the grid.
-    pub grid_cols: u32,
-    /// Rows of the grid.
-    pub grid_rows: u32,
-    /// Slices without the overview.
-    pub slices: u32,
-    /// Visual tokens.
-    pub visual_tokens: u32,
-}
 
 /// A checked condition.
 #[derive(Debug, Clone)]
@@ -206,7 +181,7 @@ impl Condition {
     ///
     /// # Errors
     /// As [`of_inputs`](Self::of_inputs).
-    pub fn of_plan(&self, facts: &PlannedFacts<'_>, columns: Vec<ArrayRef>) -> Result<bool, ExecError> {
+    pub fn of_plan(&self, facts: &PlannedView<'_>, columns: Vec<ArrayRef>) -> Result<bool, ExecError> {
         let Some(expr) = &self.after else { return Ok(true) };
         let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
         let number = |value: u32| -> ArrayRef { Arc::new(UInt32Array::from(vec![value])) };
@@ -262,7 +237,9 @@ mod tests {
 
     use super::*;
 
-    const FACTS: PlannedFacts<'static> = PlannedFacts {
+    const FACTS: PlannedView<'static> = PlannedView {
+        policy: "llava-uhd",
+        columns: None,
         key: "a.jpg",
         source: "file:///a.jpg",
         bytes: 1000,
@@ -298,7 +275,7 @@ mod tests {
         let kept = condition.of_inputs(columns(&[Some("cc0"), Some("by"), None], &[None, Some(1), None]), 3).unwrap();
         assert_eq!(kept, [true, false, false]);
         assert!(condition.of_plan(&FACTS, columns(&[Some("by")], &[None])).unwrap());
-        assert!(!condition.of_plan(&PlannedFacts { width: 511, ..FACTS }, columns(&[Some("cc0")], &[None])).unwrap());
+        assert!(!condition.of_plan(&PlannedView { width: 511, ..FACTS }, columns(&[Some("cc0")], &[None])).unwrap());
     }
 
     #[test]

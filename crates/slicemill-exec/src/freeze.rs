@@ -1,7 +1,7 @@
 //! Freezing a job into its output, and the check that a later run is the same job.
 //!
 //! ```text
-//!  no job.json ─▶ write job.json ─▶ questions of generation 0 ─▶ inputs of generation 0 ─▶ run
+//!  no job.json ─▶ questions, inputs of generation 0 ─▶ job.json ─▶ record of generation 0 ─▶ run
 //!  job.json ────▶ same job? ──no──▶ error that shows the difference
 //!                    │ yes
 //!                    ▼
@@ -15,6 +15,7 @@
 //! again by the next run.
 
 use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -23,16 +24,20 @@ use object_store::ObjectStoreExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{ModelCard, TaskKind, TokenDtype};
 use slicemill_io::{
-    ContentSpec, FolderSource, FrozenInputs, Generation, InputEntry, InputsChange, IoError, Ledger, Location,
-    OutputStore, Source, Stores, added_inputs, compare_inputs,
+    ColumnTypes, ContentSpec, FolderSource, FrozenInputs, Generation, InputEntry, InputsChange, IoError, Ledger,
+    Location, OutputStore, Source, Stores, added_inputs, compare_inputs,
 };
 
 use crate::ExecError;
-use crate::job::{Difference, Job, diff};
+use crate::condition::{Condition, input_columns_of};
+use crate::job::{Difference, Job, Part, diff};
 use crate::questions::{FrozenQuestions, QuestionTable, QuestionsDigest, Template, read_questions};
 
+/// Inputs as a source lists them.
+type Listing = BoxStream<'static, Result<InputEntry, IoError>>;
+
 /// Version of `job.json`.
-pub const JOB_FORMAT: u32 = 1;
+pub const JOB_FORMAT: u32 = 2;
 
 /// The contents of `_slicemill/job.json`: a job with everything that commands about its output need to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,17 +52,21 @@ pub struct FrozenJob {
     pub job: Job,
     /// The model as planning sees it.
     pub card: ModelCard,
+    /// The columns of the input that are kept or filtered by, with their types.
+    #[serde(default)]
+    pub columns: ColumnTypes,
 }
 
 impl FrozenJob {
-    /// The frozen form of `job` for the model of `card`.
-    pub fn new(job: &Job, card: &ModelCard) -> Self {
+    /// The frozen form of `job` for the model of `card`, over inputs with these columns.
+    pub fn new(job: &Job, card: &ModelCard, columns: ColumnTypes) -> Self {
         Self {
             format: JOB_FORMAT,
             slicemill: env!("CARGO_PKG_VERSION").to_owned(),
             fingerprint: job.fingerprint(),
             job: job.clone(),
             card: card.clone(),
+            columns,
         }
     }
 
@@ -80,8 +89,8 @@ impl FrozenJob {
     ///
     /// # Errors
     /// Those of the store, and when there is no job.
-    pub async fn open(location: &str) -> Result<(OutputStore, Self), ExecError> {
-        let output = OutputStore::open(&Location::parse(location)?)?;
+    pub async fn open(location: &str, stores: &Stores) -> Result<(OutputStore, Self), ExecError> {
+        let output = OutputStore::open(&Location::parse(location)?, stores)?;
         match Self::read(&output).await? {
             Some(frozen) => Ok((output, frozen)),
             None => Err(ExecError::NotAnOutput(location.to_owned())),
@@ -103,6 +112,7 @@ impl FrozenJob {
             token_dtype: self.job.dtype.unwrap_or(TokenDtype::F32),
             token_width: self.card.width,
             model_fingerprint: self.job.model_fingerprint.clone(),
+            input: self.columns.only(&self.job.select.keep),
         }
     }
 
@@ -174,18 +184,6 @@ pub struct Frozen {
     pub unasked: u64,
 }
 
-/// Lists the inputs of `job`, without what lies in its own output.
-///
-/// # Errors
-/// When an input is not there.
-pub fn source_of(job: &Job, output: Option<&OutputStore>) -> Result<FolderSource, ExecError> {
-    let source = FolderSource::new(&job.inputs).map_err(ExecError::Inputs)?;
-    Ok(match output.and_then(OutputStore::local_root) {
-        Some(root) => source.excluding(root),
-        None => source,
-    })
-}
-
 /// Freezes `job` into `output`, or checks that it is the job that is frozen there.
 ///
 /// # Errors
@@ -196,6 +194,7 @@ pub async fn freeze(
     output: &OutputStore,
     source: &dyn Source,
     extend: bool,
+    part: Option<Part>,
 ) -> Result<Frozen, ExecError> {
     let existing = FrozenJob::read(output).await?;
     if let Some(existing) = &existing {
@@ -207,17 +206,13 @@ pub async fn freeze(
     let mut asked = Asked::load(job, source).await?;
     let job_json = match existing {
         Some(existing) => existing,
-        None => {
-            if asked.list(source).next().await.transpose()?.is_none() {
-                return Err(ExecError::NoInputs(job.inputs.join(", ")));
-            }
-            let frozen = FrozenJob::new(job, card);
-            frozen.ledger(output).write_job(frozen.to_json()?).await?;
-            frozen
-        }
+        None => return freeze_first(job, card, output, source, &asked, part).await,
     };
     let ledger = job_json.ledger(output);
-    ledger.recover().await?;
+    match part {
+        None => ledger.recover().await?,
+        Some(part) => ledger.recover_part(move |shard| part.has(shard)).await?,
+    }
     if ledger.retries().await?.last().is_some_and(|pass| !pass.done) {
         let url = output.url();
         return Err(ExecError::Incomplete(format!(
@@ -242,13 +237,88 @@ pub async fn freeze(
             true => added_inputs(&lists, asked.list(source)),
         },
     };
-    if let Some(table) = &asked.table {
-        let number = u32::try_from(generations.len()).unwrap_or(u32::MAX);
-        questions.push(FrozenQuestions::write(output, number, table).await?);
+    questions.extend(asked.freeze(output, generations.len()).await?);
+    let seen = Arc::new(Mutex::new(job_json.columns.clone()));
+    let new = ledger.write_inputs(observed(new, &seen), job.chunk_rows, writer_of(part).as_deref()).await?;
+    let now = taken(&seen);
+    if now != job_json.columns {
+        return Err(ExecError::Incomplete(format!(
+            "columns of the new inputs have other types than those of the inputs before: was {}, now {}; mend the new \
+             inputs, or start a new output for them",
+            job_json.columns, now
+        )));
     }
-    let shard_chunks = job.shard_rows / job.chunk_rows.max(1);
-    generations.push(ledger.freeze(new, job.chunk_rows, shard_chunks).await?);
+    generations.push(ledger.record_inputs(new, shard_chunks(job)).await?);
     Ok(Frozen { job: job_json, ledger, generations, questions, unasked: asked.unasked })
+}
+
+/// Freezes a job into an output that holds none: inputs, then the job, then the record that makes both stand. The
+/// inputs are listed first because the job says what types their columns have.
+async fn freeze_first(
+    job: &Job,
+    card: &ModelCard,
+    output: &OutputStore,
+    source: &dyn Source,
+    asked: &Asked,
+    part: Option<Part>,
+) -> Result<Frozen, ExecError> {
+    let mut frozen = FrozenJob::new(job, card, ColumnTypes::new(wanted_columns(job)?));
+    let questions = asked.freeze(output, 0).await?.into_iter().collect();
+    let seen = Arc::new(Mutex::new(frozen.columns.clone()));
+    let listing = observed(asked.list(source), &seen);
+    let new = frozen.ledger(output).write_inputs(listing, job.chunk_rows, writer_of(part).as_deref()).await?;
+    if new.rows() == 0 {
+        return Err(ExecError::NoInputs(job.inputs.join(", ")));
+    }
+    frozen.columns = taken(&seen);
+    // A condition that cannot be asked is a mistake in the command: it is found before the job stands.
+    if let Some(text) = &job.select.filter {
+        Condition::new(text, &frozen.columns.fields())?;
+    }
+    let ledger = frozen.ledger(output);
+    ledger.write_job(frozen.to_json()?).await?;
+    let generations = vec![ledger.record_inputs(new, shard_chunks(job)).await?];
+    Ok(Frozen { job: frozen, ledger, generations, questions, unasked: asked.unasked })
+}
+
+/// The input columns that a job keeps or filters by.
+///
+/// # Errors
+/// When its condition is none.
+pub(crate) fn wanted_columns(job: &Job) -> Result<Vec<String>, ExecError> {
+    let mut names = job.select.keep.clone();
+    if let Some(text) = &job.select.filter {
+        names.extend(input_columns_of(text)?.into_iter().filter(|name| !job.select.keep.contains(name)));
+    }
+    Ok(names)
+}
+
+const fn shard_chunks(job: &Job) -> u32 {
+    match job.shard_rows.checked_div(job.chunk_rows) {
+        Some(chunks) => chunks,
+        None => 1,
+    }
+}
+
+/// What names a process among those that freeze at the same time.
+fn writer_of(part: Option<Part>) -> Option<String> {
+    part.map(|part| format!("{}-of-{}", part.number, part.of))
+}
+
+/// `listing`, while the types of its columns are noted in `seen`.
+fn observed(listing: Listing, seen: &Arc<Mutex<ColumnTypes>>) -> Listing {
+    let seen = Arc::clone(seen);
+    let noted = listing.map(move |entry| {
+        let entry = entry?;
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.observe(entry.columns.as_deref())?;
+        Ok(entry)
+    });
+    noted.boxed()
+}
+
+fn taken(seen: &Mutex<ColumnTypes>) -> ColumnTypes {
+    seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Whether there are new inputs to take in. Anything else that differs is an error. On return the questions of
@@ -337,8 +407,15 @@ impl Asked {
     }
 
     /// The inputs of the job: all that are listed, or those with a question.
-    fn list(&self, source: &dyn Source) -> BoxStream<'static, Result<InputEntry, IoError>> {
+    fn list(&self, source: &dyn Source) -> Listing {
         filtered(source.list(), self.table.as_ref().map(QuestionTable::keys))
+    }
+
+    /// Writes the questions of generation `number`, when there is a file of them.
+    async fn freeze(&self, output: &OutputStore, number: usize) -> Result<Option<FrozenQuestions>, ExecError> {
+        let Some(table) = &self.table else { return Ok(None) };
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(Some(FrozenQuestions::write(output, number, table).await?))
     }
 
     fn digest(&self) -> QuestionsDigest {
@@ -357,10 +434,7 @@ fn digest_of(table: Option<&QuestionTable>) -> QuestionsDigest {
     digest
 }
 
-fn filtered(
-    listing: BoxStream<'static, Result<InputEntry, IoError>>,
-    keys: Option<HashSet<String>>,
-) -> BoxStream<'static, Result<InputEntry, IoError>> {
+fn filtered(listing: Listing, keys: Option<HashSet<String>>) -> Listing {
     match keys {
         None => listing,
         Some(keys) => listing.try_filter(move |entry| std::future::ready(keys.contains(&entry.key))).boxed(),

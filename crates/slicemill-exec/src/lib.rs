@@ -28,7 +28,9 @@ mod condition;
 mod error;
 mod figures;
 pub mod freeze;
+mod inputs;
 pub mod job;
+mod memory;
 pub mod nodes;
 pub mod plan;
 pub mod plan_summary;
@@ -44,10 +46,11 @@ pub mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use condition::{Condition, PlannedFacts};
+pub use condition::Condition;
 pub use error::ExecError;
 pub use freeze::{Different, FrozenJob};
 pub use job::{Difference, Job, JobDraft, JobError, JobFile, Part, RunOptions, Selection, SpoolOptions};
+pub use memory::{resident_bytes, resident_bytes_peak};
 pub use plan_summary::{MeasuredRate, PlanSummary, measure_rate, plan_job};
 pub use report::{Report, read_report};
 pub use retry::{RetrySummary, retry_job};

@@ -11,6 +11,7 @@ use slicemill_io::{Generation, LedgerState};
 
 use crate::ExecError;
 use crate::freeze::FrozenJob;
+use crate::job::Part;
 use crate::nodes::{AnnotateExec, CommitExec, JobRef, Unit, Work, WriteExec, unit_batch, unit_schema};
 
 /// Units of one batch of the leaf.
@@ -27,6 +28,9 @@ pub struct NodeSpec {
     pub rows: u64,
     /// Shards of all generations of this plan.
     pub shards: u64,
+    /// The part of them that this process does; all when missing.
+    #[serde(default)]
+    pub part: Option<Part>,
 }
 
 /// How a plan is laid out on one machine.
@@ -38,11 +42,12 @@ pub struct PlanLayout {
     pub chunks_in_flight: usize,
 }
 
-/// What is left of these generations: the chunks that are not committed, and the end of every shard that is not.
-pub fn units_left(generations: &[Generation], state: &LedgerState) -> Vec<Unit> {
+/// What is left of these generations, or of this process's part of them: the chunks that are not committed, and the end of every shard that is not.
+pub fn units_left(generations: &[Generation], state: &LedgerState, part: Option<Part>) -> Vec<Unit> {
     let mut units = Vec::new();
     for generation in generations {
-        for shard in generation.shards().filter(|shard| !state.shards.contains_key(shard)) {
+        let mine = |shard: &u32| part.is_none_or(|part| part.has(*shard));
+        for shard in generation.shards().filter(mine).filter(|shard| !state.shards.contains_key(shard)) {
             let unit = |work| Unit { generation: generation.number, shard, work };
             let chunks = generation.chunks(shard);
             for chunk in (0..chunks).filter(|chunk| !state.chunks.contains_key(&(shard, *chunk))) {
@@ -90,13 +95,13 @@ mod tests {
     use super::*;
 
     fn generation(number: u32, rows: u64, shard_first: u32) -> Generation {
-        Generation { number, rows, digest: String::new(), chunk_rows: 4, shard_chunks: 2, shard_first }
+        Generation { number, rows, digest: String::new(), chunk_rows: 4, shard_chunks: 2, shard_first, file: None }
     }
 
     #[test]
     fn all_rows_are_in_units_once() {
         let generations = [generation(0, 19, 0), generation(1, 3, 3)];
-        let units = units_left(&generations, &LedgerState::default());
+        let units = units_left(&generations, &LedgerState::default(), None);
         for generation in &generations {
             let mut next = 0;
             for unit in units.iter().filter(|unit| unit.generation == generation.number) {
@@ -113,8 +118,21 @@ mod tests {
     }
 
     #[test]
+    fn parts_share_out_all_units() {
+        let generations = [generation(0, 190, 0), generation(1, 30, 24)];
+        let all = units_left(&generations, &LedgerState::default(), None);
+        for of in [1, 2, 3, 7, 50] {
+            let parts = (1..=of).map(|number| Part { number, of });
+            let units = parts.map(|part| units_left(&generations, &LedgerState::default(), Some(part)));
+            let mut together: Vec<Unit> = units.flatten().collect();
+            together.sort_by_key(|unit| all.iter().position(|other| other == unit));
+            assert_eq!(together, all, "{of} parts");
+        }
+    }
+
+    #[test]
     fn partitions_hold_whole_shards() {
-        let units = units_left(&[generation(0, 40, 0)], &LedgerState::default());
+        let units = units_left(&[generation(0, 40, 0)], &LedgerState::default(), None);
         for partitions_max in [1, 2, 3, 100] {
             let partitions = partitions_of(&units, partitions_max);
             assert_eq!(partitions.len(), partitions_max.min(5));

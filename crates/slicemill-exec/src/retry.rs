@@ -8,15 +8,15 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use slicemill_core::ErrorClass;
 use slicemill_io::{
-    Counts, Dataset, DatasetReader, InputEntry, IoError, Ledger, ObjectFetch, OutputStore, RetryBudget, Stores,
-    failed_rows,
+    Counts, Dataset, DatasetReader, InputEntry, IoError, Ledger, ObjectFetch, OutputStore, failed_rows,
 };
 use slicemill_pipeline::BackendFactory;
 
 use crate::freeze::{Frozen, FrozenJob};
+use crate::inputs::fetch_of;
 use crate::job::RunOptions;
 use crate::questions::FrozenQuestions;
-use crate::run::{Pass, RunObserver};
+use crate::run::{Pass, RunObserver, given_back};
 use crate::{ExecError, StopSignal};
 
 /// Objects described at once.
@@ -70,8 +70,24 @@ async fn retry_in(
     stop: StopSignal,
     observer: Arc<dyn RunObserver>,
 ) -> Result<RetrySummary, ExecError> {
-    let (output, job) = FrozenJob::open(location).await?;
-    let _lock = output.lock()?;
+    let (output, job) = FrozenJob::open(location, &options.stores).await?;
+    let output = output.leased();
+    let lock = output.lock().await?;
+    let summary = retry_locked(location, output, job, classes, options, factory, stop, observer).await;
+    given_back(lock, summary).await
+}
+
+#[allow(clippy::too_many_arguments, reason = "the arguments of `retry_job` with what was opened")]
+async fn retry_locked(
+    location: &str,
+    output: OutputStore,
+    job: FrozenJob,
+    classes: Option<&[ErrorClass]>,
+    options: &RunOptions,
+    factory: Arc<dyn BackendFactory>,
+    stop: StopSignal,
+    observer: Arc<dyn RunObserver>,
+) -> Result<RetrySummary, ExecError> {
     crate::run::check_model(&job, factory.as_ref())?;
     let ledger = job.ledger(&output);
     ledger.recover().await?;
@@ -85,7 +101,7 @@ async fn retry_in(
                     "the job in {location} is not complete; run it to its end, then retry what failed"
                 )));
             }
-            let entries = failed_entries(&output, classes);
+            let entries = failed_entries(&output, classes, fetch_of(options, &job.job));
             let shard_chunks = job.job.shard_rows / job.job.chunk_rows.max(1);
             ledger.begin_retry(entries, job.job.chunk_rows, shard_chunks).await?
         }
@@ -142,9 +158,9 @@ async fn questions_of(
 fn failed_entries(
     output: &OutputStore,
     classes: Option<&[ErrorClass]>,
+    fetch: ObjectFetch,
 ) -> BoxStream<'static, Result<InputEntry, IoError>> {
     let classes: Option<BTreeSet<ErrorClass>> = classes.map(|classes| classes.iter().copied().collect());
-    let fetch = ObjectFetch::new(Stores::new(), RetryBudget::default());
     let rows = DatasetReader::new(output.clone(), Dataset::Failed).stream();
     let rows = rows.map(|batch| failed_rows(&batch?)).map_ok(|rows| stream::iter(rows).map(Ok)).try_flatten();
     let wanted = rows.try_filter(move |row| {
@@ -154,7 +170,8 @@ fn failed_entries(
         let fetch = fetch.clone();
         async move {
             let gone = InputEntry::object(&row.key, &row.source, 0, "");
-            Ok(fetch.describe(&row.key, &row.source).await.unwrap_or(gone))
+            let entry = fetch.describe(&row.key, &row.source).await.unwrap_or(gone);
+            Ok(InputEntry { columns: row.columns.as_deref().map(ToOwned::to_owned), ..entry })
         }
     });
     described.try_buffered(DESCRIBES).boxed()

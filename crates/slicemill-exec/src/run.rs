@@ -9,15 +9,17 @@ use datafusion::common::runtime::SpawnedTask;
 use serde::{Deserialize, Serialize};
 use slicemill_core::TaskKind;
 use slicemill_io::{
-    Counts, Generation, Ledger, Location, ObjectFetch, OutputStore, RetryBudget, RetryPass, Source, Stores,
+    Counts, Generation, IoSnapshot, Ledger, LedgerState, Location, OutputLock, OutputStore, RetryPass, Source,
 };
 use slicemill_pipeline::{
-    AnnotateSpec, Annotator, BackendFactory, DevicePool, HostPool, Progress, PromptItem, RuntimeLimits,
+    AnnotateSpec, Annotator, BackendFactory, DevicePool, HostPool, Progress, ProgressSnapshot, PromptItem,
+    RuntimeLimits,
 };
 
-use crate::freeze::{Frozen, FrozenJob, freeze, source_of};
-use crate::job::{Job, RunOptions};
-use crate::nodes::{JobOutcome, JobRef, LiveJob, Prompts, committed, items};
+use crate::freeze::{Frozen, FrozenJob, freeze};
+use crate::inputs::{fetch_of, source_of};
+use crate::job::{Job, Part, RunOptions};
+use crate::nodes::{JobOutcome, JobRef, LiveJob, Prompts, RowCondition, items};
 use crate::plan::{NodeSpec, PlanLayout, build_plan, units_left};
 use crate::questions::{Template, same_for_all};
 use crate::runner::{JobRunner, LocalRunner};
@@ -66,8 +68,10 @@ pub struct RunSummary {
     pub unasked: u64,
     /// The job was complete before; nothing was done.
     pub already_done: bool,
-    /// The run was asked to stop before the job was complete.
+    /// The run was asked to stop before the job, or its part of it, was complete.
     pub interrupted: bool,
+    /// Shards that other processes have to do before the job is complete, after this one has done its part.
+    pub shards_left: u64,
     /// From open devices to the end.
     pub elapsed: Duration,
 }
@@ -84,18 +88,31 @@ pub async fn run_job(
     observer: Arc<dyn RunObserver>,
 ) -> Result<RunSummary, ExecError> {
     // Inputs that are not there are a mistake in the command: nothing is made of the output for it.
-    source_of(job, None)?;
-    let output = OutputStore::create(&Location::parse(&job.output)?)?;
-    let _lock = output.lock()?;
-    let source = source_of(job, Some(&output))?;
+    source_of(job, options, None)?;
+    let output = OutputStore::create(&Location::parse(&job.output)?, &options.stores)?.leased();
+    let lock = match options.part {
+        None => output.lock().await?,
+        Some(part) => OutputLock::take_part(&output, &format!("{}-of-{}", part.number, part.of)).await?,
+    };
+    let source = source_of(job, options, Some(&output))?;
     // Listing inputs and loading weights take long too, so the whole run can be ended at once.
     let aborted = stop.clone();
-    let run = Box::pin(run_in(job, &output, &source, options, factory, stop, observer));
-    tokio::select! {
+    let run = Box::pin(run_in(job, &output, source.as_ref(), options, factory, stop, observer));
+    let summary = tokio::select! {
         biased;
         () = aborted.aborted() => Err(ExecError::Stopped),
         summary = run => summary,
+    };
+    given_back(lock, summary).await
+}
+
+/// What work under `lock` came to, once the lock is given back. Where that fails it expires, which is no reason to
+/// call work failed that was done.
+pub(crate) async fn given_back<T>(lock: OutputLock, done: Result<T, ExecError>) -> Result<T, ExecError> {
+    if let Err(error) = lock.release().await {
+        tracing::warn!("the output was not given back and is free again after a while: {error}");
     }
+    done
 }
 
 /// [`run_job`] in an output that is open, over any source.
@@ -111,7 +128,7 @@ pub async fn run_in(
     stop: StopSignal,
     observer: Arc<dyn RunObserver>,
 ) -> Result<RunSummary, ExecError> {
-    let frozen = freeze(job, factory.card(), output, source, options.extend).await?;
+    let frozen = freeze(job, factory.card(), output, source, options.extend, options.part).await?;
     let rows = frozen.generations.iter().map(|generation| generation.rows).sum();
     let mut summary = RunSummary {
         output: output.url().to_owned(),
@@ -122,6 +139,7 @@ pub async fn run_in(
         unasked: frozen.unasked,
         already_done: false,
         interrupted: false,
+        shards_left: 0,
         elapsed: Duration::ZERO,
     };
     if let Some(success) = Ledger::success(output).await? {
@@ -130,11 +148,12 @@ pub async fn run_in(
     let pass = Pass { frozen: &frozen, ledger: frozen.ledger.clone(), generations: &frozen.generations, retry: None };
     let run = pass.run(options, factory, stop, observer).await?;
     summary.rows_before = run.rows_before;
-    summary.interrupted = !run.outcome.complete;
+    summary.interrupted = !run.outcome.complete && !run.outcome.part_done;
+    summary.shards_left = run.outcome.shards_left;
     summary.total = run.outcome.total;
     summary.this_run = run.outcome.this_run;
     summary.elapsed = run.elapsed;
-    RunRecord::write(output, options, &summary).await?;
+    RunRecord::write(output, options, &summary, run.progress).await?;
     Ok(summary)
 }
 
@@ -152,6 +171,8 @@ pub(crate) struct PassRun {
     pub(crate) outcome: JobOutcome,
     pub(crate) rows_before: u64,
     pub(crate) elapsed: Duration,
+    /// What the counters of this run came to.
+    pub(crate) progress: ProgressSnapshot,
 }
 
 impl Pass<'_> {
@@ -165,21 +186,25 @@ impl Pass<'_> {
     ) -> Result<PassRun, ExecError> {
         check_model(&self.frozen.job, factory.as_ref())?;
         let state = self.ledger.state().await?;
-        let units = units_left(self.generations, &state);
+        let part = options.part.filter(|_| self.retry.is_none());
+        let units = units_left(self.generations, &state, part);
         let totals = RunTotals {
-            rows: self.generations.iter().map(|generation| generation.rows).sum(),
-            rows_before: committed(&state).inputs,
+            rows: rows_of(self.generations, part),
+            rows_before: committed_rows(&state, part),
             unasked: self.frozen.unasked,
         };
         let counters = Arc::<Progress>::default();
         let job = self.job_ref();
+        let condition = RowCondition::of(&self.frozen.job)?.map(Arc::new);
         let live = LiveJob {
-            annotator: open_annotator(&self.frozen.job.job, options, factory, &counters).await?,
-            fetch: ObjectFetch::new(Stores::new(), RetryBudget::default()),
+            annotator: open_annotator(&self.frozen.job.job, condition.as_ref(), options, factory, &counters).await?,
+            fetch: fetch_of(options, &self.frozen.job.job),
             ledger: self.ledger.clone(),
             job_ledger: self.frozen.ledger.clone(),
             retry: self.retry.cloned(),
             inputs: self.inputs().await?,
+            generations: self.generations.to_vec(),
+            condition,
             prompts: prompts_of(self.frozen)?,
             stop,
             observer: Arc::clone(&observer),
@@ -190,12 +215,18 @@ impl Pass<'_> {
             chunks_in_flight: live.annotator.chunks_in_flight_max(),
         };
         let shards = self.generations.iter().map(|generation| generation.shards().len() as u64).sum();
-        let spec = NodeSpec { job, frozen: self.frozen.job.clone(), rows: totals.rows, shards };
+        let rows = self.generations.iter().map(|generation| generation.rows).sum();
+        let spec = NodeSpec { job, frozen: self.frozen.job.clone(), rows, shards, part };
         let plan = build_plan(spec, &units, layout)?;
         let started = Instant::now();
         observer.started(&totals, &counters);
         let outcome = LocalRunner.run(plan, Arc::new(live)).await?;
-        Ok(PassRun { outcome, rows_before: totals.rows_before, elapsed: started.elapsed() })
+        Ok(PassRun {
+            outcome,
+            rows_before: totals.rows_before,
+            elapsed: started.elapsed(),
+            progress: counters.snapshot(),
+        })
     }
 
     fn job_ref(&self) -> JobRef {
@@ -213,6 +244,23 @@ impl Pass<'_> {
         }
         Ok(inputs)
     }
+}
+
+/// Input rows of these generations, or of one process's part of them.
+fn rows_of(generations: &[Generation], part: Option<Part>) -> u64 {
+    let rows = generations.iter().flat_map(|generation| {
+        let mine = generation.shards().filter(move |shard| part.is_none_or(|part| part.has(*shard)));
+        mine.map(|shard| generation.shard_rows(shard)).map(|rows| rows.end - rows.start)
+    });
+    rows.sum()
+}
+
+/// Input rows that are committed, or those of one process's part.
+fn committed_rows(state: &LedgerState, part: Option<Part>) -> u64 {
+    let mine = |shard: u32| part.is_none_or(|part| part.has(shard));
+    let shards = state.shards.iter().filter(|(shard, _)| mine(**shard)).map(|(_, entry)| entry.counts.inputs);
+    let chunks = state.chunks.iter().filter(|((shard, _), _)| mine(*shard)).map(|(_, entry)| entry.counts.inputs);
+    shards.chain(chunks).sum()
 }
 
 /// The model that is loaded must be the one that the job was frozen with.
@@ -271,6 +319,7 @@ fn prompts_of(frozen: &Frozen) -> Result<Prompts, ExecError> {
 /// Opens devices and the CPU pool. Loading weights blocks, so it has a thread of its own.
 async fn open_annotator(
     job: &Job,
+    condition: Option<&Arc<RowCondition>>,
     options: &RunOptions,
     factory: Arc<dyn BackendFactory>,
     counters: &Arc<Progress>,
@@ -282,7 +331,8 @@ async fn open_annotator(
     let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
     let host = Arc::new(HostPool::new(threads)?);
     let limits = runtime_limits(options);
-    Ok(Annotator::new(factory, Arc::new(pool), host, annotate_spec(job), limits, Arc::clone(counters))?)
+    let annotator = Annotator::new(factory, Arc::new(pool), host, annotate_spec(job), limits, Arc::clone(counters))?;
+    Ok(annotator.with_filter(RowCondition::filter(condition)))
 }
 
 /// Smallest share of memory that still lets one large image through at a time.
@@ -300,6 +350,10 @@ pub fn runtime_limits(options: &RunOptions) -> RuntimeLimits {
     }
     if let Some(fetches) = options.fetches {
         limits.fetch_concurrency = u32::try_from(fetches).unwrap_or(u32::MAX);
+    }
+    limits.failures = options.max_failed.unwrap_or_default();
+    if let Some(timeout) = options.device_timeout {
+        limits.device_timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
     }
     if let Some(memory) = options.memory_bytes {
         let chunks = options.devices.len() as u64 + 1;
@@ -329,19 +383,36 @@ pub struct RunRecord {
     pub threads: Option<usize>,
     /// Memory for bytes in flight, when set.
     pub memory_bytes: Option<u64>,
+    /// The part of the job that it did, as 3/8, when it was not all of it.
+    #[serde(default)]
+    pub part: Option<String>,
     /// Input rows that it committed.
     pub rows: u64,
     /// Whether it was asked to stop.
     pub interrupted: bool,
     /// From open devices to the end, seconds.
     pub elapsed_s: f64,
+    /// Stages, devices and failures.
+    #[serde(default)]
+    pub progress: Option<ProgressSnapshot>,
+    /// Requests, retries and errors of stores.
+    #[serde(default)]
+    pub io: IoSnapshot,
+    /// The most resident memory of the process, bytes, where the system says it.
+    #[serde(default)]
+    pub resident_bytes_peak: Option<u64>,
 }
 
 /// Folder of the records of runs.
 const RUNS: &str = "_slicemill/runs";
 
 impl RunRecord {
-    async fn write(output: &OutputStore, options: &RunOptions, summary: &RunSummary) -> Result<(), ExecError> {
+    async fn write(
+        output: &OutputStore,
+        options: &RunOptions,
+        summary: &RunSummary,
+        progress: ProgressSnapshot,
+    ) -> Result<(), ExecError> {
         let record = Self {
             slicemill: env!("CARGO_PKG_VERSION").to_owned(),
             devices: options.devices.iter().map(ToString::to_string).collect(),
@@ -349,14 +420,20 @@ impl RunRecord {
             sequences: options.sequences,
             threads: options.threads,
             memory_bytes: options.memory_bytes,
+            part: options.part.map(|part| part.to_string()),
             rows: summary.this_run.inputs,
             interrupted: summary.interrupted,
             elapsed_s: summary.elapsed.as_secs_f64(),
+            progress: Some(progress),
+            io: options.stores.counters().snapshot(),
+            resident_bytes_peak: crate::resident_bytes_peak(),
         };
         let number = output.list(RUNS).await?.len() + 1;
         let text = serde_json::to_vec_pretty(&record)
             .map_err(|error| ExecError::Corrupt { name: RUNS.to_owned(), message: error.to_string() })?;
-        Ok(output.put(&format!("{RUNS}/{number:04}.json"), text.into()).await?)
+        // Parts end at the same time and must not take each other's numbers.
+        let part = options.part.map(|part| format!("-{}-of-{}", part.number, part.of)).unwrap_or_default();
+        Ok(output.put(&format!("{RUNS}/{number:04}{part}.json"), text.into()).await?)
     }
 
     /// The records of an output, oldest first. Records that cannot be understood are left out: they are for people.

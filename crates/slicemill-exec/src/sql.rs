@@ -82,8 +82,8 @@ impl QueryResult {
 ///
 /// # Errors
 /// When there is no job, or the query is wrong.
-pub async fn query_output(location: &str, query: &str) -> Result<QueryResult, ExecError> {
-    let (output, job) = FrozenJob::open(location).await?;
+pub async fn query_output(location: &str, query: &str, stores: &Stores) -> Result<QueryResult, ExecError> {
+    let (output, job) = FrozenJob::open(location, stores).await?;
     let session = session_of(&output, &job).await?;
     let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let wrong = |error: datafusion::common::DataFusionError| ExecError::Query(error.strip_backtrace());
@@ -135,6 +135,7 @@ fn spec_for(dataset: Dataset, job: &FrozenJob) -> ContentSpec {
         token_dtype: TokenDtype::F32,
         token_width: 0,
         model_fingerprint: String::new(),
+        input: slicemill_io::ColumnTypes::default(),
     };
     let own = job.content_spec();
     match dataset {

@@ -36,13 +36,14 @@ mod source;
 pub mod sources;
 mod store;
 mod stores;
+pub mod tables;
 mod walk;
 
 pub use error::{IoError, IoErrorKind};
 pub use fetch::ObjectFetch;
 pub use inputs::{FrozenInputs, InputsChange, InputsDigest, added_inputs, compare_inputs, digest_inputs};
 pub use ledger::{
-    ChunkEntry, ChunkStager, Counts, FileRecord, FlopSums, Generation, Ledger, LedgerState, RetryPass, ShardEntry,
+    ChunkEntry, ChunkStager, Counts, FileRecord, FlopSums, Generation, Ledger, LedgerState, NewInputs, RetryPass, ShardEntry,
     StagedChunk, Success,
 };
 pub use lock::OutputLock;
@@ -54,8 +55,9 @@ pub use retry::RetryBudget;
 pub use rows::{
     content_batch, content_rows, failed_batch, failed_rows, skipped_batch, skipped_rows, timing_batch, timing_rows,
 };
-pub use schema::{ContentSpec, Dataset, SCHEMA_VERSION, arrow_schema, schema_sha256, schema_text};
+pub use schema::{ContentSpec, Dataset, INPUT_PREFIX, SCHEMA_VERSION, arrow_schema, schema_sha256, schema_text};
 pub use source::{FolderSource, InputEntry, Source};
 pub use sources::{InputColumns, Spool};
+pub use tables::{ColumnTypes, columns_batch};
 pub use store::{Location, OutputStore, Stores};
 pub use stores::{StoreOptions, object_url, shown_url};

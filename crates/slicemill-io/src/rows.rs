@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray as _, Float32Array, ListArray, PrimitiveArray, StringArray,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray as _, BooleanArray, Float32Array, ListArray, PrimitiveArray, StringArray,
     UInt8Array, UInt32Array, UInt64Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Float16Type, Float32Type, UInt8Type, UInt32Type, UInt64Type};
+use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type, Int64Type, UInt8Type, UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
 use slicemill_core::{ContentRow, ErrorClass, FailedRow, Flops, RowError, SkippedRow, Stage, TimingRow, TokenDtype};
 
-use crate::schema::{Column, columns, element};
+use crate::schema::{Column, INPUT_PREFIX, columns, element};
+use crate::tables::columns_batch;
 use crate::{ContentSpec, Dataset, IoError, IoErrorKind, arrow_schema};
 
 type F16 = <Float16Type as ArrowPrimitiveType>::Native;
@@ -21,7 +22,9 @@ type F16 = <Float16Type as ArrowPrimitiveType>::Native;
 pub fn content_batch(spec: &ContentSpec, rows: &[ContentRow]) -> Result<RecordBatch, IoError> {
     let dataset = Dataset::of_task(spec.task);
     let arrays = columns(dataset, spec).into_iter().map(|column| content_array(&column, spec, rows));
-    batch(dataset, spec, arrays.collect::<Result<_, _>>()?)
+    let mut arrays: Vec<ArrayRef> = arrays.collect::<Result<_, _>>()?;
+    arrays.extend(input_arrays(spec, rows.iter().map(|row| row.columns.as_deref()))?);
+    batch(dataset, spec, arrays)
 }
 
 fn content_array(column: &Column, spec: &ContentSpec, rows: &[ContentRow]) -> Result<ArrayRef, IoError> {
@@ -34,6 +37,7 @@ fn content_array(column: &Column, spec: &ContentSpec, rows: &[ContentRow]) -> Re
         "height" => u32s(each().map(|row| row.height)),
         "orientation_applied" => Arc::new(UInt8Array::from_iter_values(each().map(|row| row.orientation_applied))),
         "format" => texts(each().map(|row| &row.format)),
+        "truncated" => Arc::new(BooleanArray::from_iter(each().map(|row| Some(row.truncated)))),
         "policy" => texts(each().map(|row| &row.policy)),
         "grid_cols" => u32s(each().map(|row| row.grid_cols)),
         "grid_rows" => u32s(each().map(|row| row.grid_rows)),
@@ -89,8 +93,8 @@ fn unknown_column(name: &str) -> IoError {
 }
 
 /// Failed rows as a batch.
-pub fn failed_batch(rows: &[FailedRow]) -> Result<RecordBatch, IoError> {
-    let arrays = vec![
+pub fn failed_batch(spec: &ContentSpec, rows: &[FailedRow]) -> Result<RecordBatch, IoError> {
+    let mut arrays = vec![
         texts(rows.iter().map(|row| &row.key)),
         texts(rows.iter().map(|row| &row.source)),
         texts(rows.iter().map(|row| row.error.class.as_str())),
@@ -98,17 +102,19 @@ pub fn failed_batch(rows: &[FailedRow]) -> Result<RecordBatch, IoError> {
         texts(rows.iter().map(|row| &row.error.message)),
         u32s(rows.iter().map(|row| row.attempts)),
     ];
-    batch(Dataset::Failed, &ContentSpec::CAPTIONS, arrays)
+    arrays.extend(input_arrays(spec, rows.iter().map(|row| row.columns.as_deref()))?);
+    batch(Dataset::Failed, spec, arrays)
 }
 
 /// Skipped rows as a batch.
-pub fn skipped_batch(rows: &[SkippedRow]) -> Result<RecordBatch, IoError> {
-    let arrays = vec![
+pub fn skipped_batch(spec: &ContentSpec, rows: &[SkippedRow]) -> Result<RecordBatch, IoError> {
+    let mut arrays = vec![
         texts(rows.iter().map(|row| &row.key)),
         texts(rows.iter().map(|row| &row.source)),
         texts(rows.iter().map(|row| &row.reason)),
     ];
-    batch(Dataset::Skipped, &ContentSpec::CAPTIONS, arrays)
+    arrays.extend(input_arrays(spec, rows.iter().map(|row| row.columns.as_deref()))?);
+    batch(Dataset::Skipped, spec, arrays)
 }
 
 /// Timing rows of one chunk as a batch.
@@ -127,13 +133,75 @@ pub fn timing_batch(shard: u32, chunk: u32, rows: &[TimingRow]) -> Result<Record
         f32s(rows.iter().map(|row| row.prefill_ms)),
         f32s(rows.iter().map(|row| row.decode_ms)),
     ];
-    batch(Dataset::Timings, &ContentSpec::CAPTIONS, arrays)
+    batch(Dataset::Timings, &ContentSpec::captions(), arrays)
 }
 
 fn batch(dataset: Dataset, spec: &ContentSpec, arrays: Vec<ArrayRef>) -> Result<RecordBatch, IoError> {
     RecordBatch::try_new(arrow_schema(dataset, spec), arrays).map_err(|error| {
         let message = format!("cannot make a batch of {}: {error}", dataset.name());
         IoError::fatal(IoErrorKind::Invalid, message).because(error)
+    })
+}
+
+/// The carried columns of rows, in the order of the spec.
+fn input_arrays<'a>(
+    spec: &ContentSpec,
+    rows: impl Iterator<Item = Option<&'a str>>,
+) -> Result<Vec<ArrayRef>, IoError> {
+    if spec.input.columns().is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<_> = rows.collect();
+    Ok(columns_batch(&spec.input, &rows)?.into_iter().map(|(_, array)| array).collect())
+}
+
+/// The carried columns of a batch, back as JSON objects.
+struct InputCells {
+    columns: Vec<(String, ArrayRef)>,
+}
+
+impl InputCells {
+    fn of(batch: &RecordBatch) -> Result<Self, IoError> {
+        let mut columns = Vec::new();
+        for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+            if let Some(name) = field.name().strip_prefix(INPUT_PREFIX) {
+                let name = serde_json::Value::from(name).to_string();
+                columns.push((name, Arc::clone(array)));
+            }
+        }
+        Ok(Self { columns })
+    }
+
+    fn of_row(&self, row: usize) -> Result<Option<Arc<str>>, IoError> {
+        if self.columns.is_empty() {
+            return Ok(None);
+        }
+        let mut text = String::from("{");
+        for (at, (name, array)) in self.columns.iter().enumerate() {
+            text.push_str(if at > 0 { "," } else { "" });
+            text.push_str(name);
+            text.push(':');
+            text.push_str(&json_value(array, row)?);
+        }
+        text.push('}');
+        Ok(Some(text.into()))
+    }
+}
+
+fn json_value(array: &ArrayRef, row: usize) -> Result<String, IoError> {
+    if array.is_null(row) {
+        return Ok("null".to_owned());
+    }
+    let value = match array.data_type() {
+        DataType::Utf8 => array.as_string_opt::<i32>().map(|array| serde_json::Value::from(array.value(row))),
+        DataType::Boolean => array.as_boolean_opt().map(|array| array.value(row).into()),
+        DataType::Int64 => array.as_primitive_opt::<Int64Type>().map(|array| array.value(row).into()),
+        DataType::Float64 => array.as_primitive_opt::<Float64Type>().map(|array| array.value(row).into()),
+        _ => None,
+    };
+    value.map(|value| value.to_string()).ok_or_else(|| {
+        let message = format!("a carried column is {}, which slicemill does not write", array.data_type());
+        IoError::fatal(IoErrorKind::Corrupt, message)
     })
 }
 
@@ -170,6 +238,7 @@ fn list<'a, T: ArrowPrimitiveType, R: 'a>(
 /// The rows of a batch of captions, answers or tokens. Columns that were projected away are left at their defaults.
 pub fn content_rows(batch: &RecordBatch) -> Result<Vec<ContentRow>, IoError> {
     let cells = Cells { batch };
+    let inputs = InputCells::of(batch)?;
     let no_finish_reason = batch.column_by_name("tokens").is_some();
     (0..batch.num_rows())
         .map(|row| {
@@ -182,6 +251,7 @@ pub fn content_rows(batch: &RecordBatch) -> Result<Vec<ContentRow>, IoError> {
                 height: cells.number::<UInt32Type>("height", row)?,
                 orientation_applied: cells.number::<UInt8Type>("orientation_applied", row)?,
                 format: cells.text("format", row)?,
+                truncated: cells.flag("truncated", row)?,
                 policy: cells.text("policy", row)?,
                 grid_cols: cells.number::<UInt32Type>("grid_cols", row)?,
                 grid_rows: cells.number::<UInt32Type>("grid_rows", row)?,
@@ -202,6 +272,7 @@ pub fn content_rows(batch: &RecordBatch) -> Result<Vec<ContentRow>, IoError> {
                 finish_reason,
                 token_ids: cells.list::<UInt32Type>("token_ids", row)?,
                 tokens: cells.tokens(row)?,
+                columns: inputs.of_row(row)?,
             })
         })
         .collect()
@@ -210,6 +281,7 @@ pub fn content_rows(batch: &RecordBatch) -> Result<Vec<ContentRow>, IoError> {
 /// The rows of a batch of `failed`.
 pub fn failed_rows(batch: &RecordBatch) -> Result<Vec<FailedRow>, IoError> {
     let cells = Cells { batch };
+    let inputs = InputCells::of(batch)?;
     (0..batch.num_rows())
         .map(|row| {
             let class = cells.text("class", row)?;
@@ -221,6 +293,7 @@ pub fn failed_rows(batch: &RecordBatch) -> Result<Vec<FailedRow>, IoError> {
                 source: cells.text("source", row)?,
                 error: RowError::new(class, stage, cells.text("message", row)?),
                 attempts: cells.number::<UInt32Type>("attempts", row)?,
+                columns: inputs.of_row(row)?,
             })
         })
         .collect()
@@ -234,12 +307,14 @@ fn unknown_name(what: &str, name: &str) -> IoError {
 /// The rows of a batch of `skipped`.
 pub fn skipped_rows(batch: &RecordBatch) -> Result<Vec<SkippedRow>, IoError> {
     let cells = Cells { batch };
+    let inputs = InputCells::of(batch)?;
     (0..batch.num_rows())
         .map(|row| {
             Ok(SkippedRow {
                 key: cells.text("key", row)?,
                 source: cells.text("source", row)?,
                 reason: cells.text("reason", row)?,
+                columns: inputs.of_row(row)?,
             })
         })
         .collect()
@@ -288,6 +363,11 @@ impl Cells<'_> {
     fn find_text(&self, name: &str, row: usize) -> Result<Option<String>, IoError> {
         let array = self.column::<StringArray>(name, row, &DataType::Utf8)?;
         Ok(array.map(|array| array.value(row).to_owned()))
+    }
+
+    fn flag(&self, name: &str, row: usize) -> Result<bool, IoError> {
+        let array = self.column::<BooleanArray>(name, row, &DataType::Boolean)?;
+        Ok(array.is_some_and(|array| array.value(row)))
     }
 
     fn text(&self, name: &str, row: usize) -> Result<String, IoError> {

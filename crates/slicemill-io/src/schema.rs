@@ -1,7 +1,7 @@
 //! The Arrow schemas of the output, fixed and versioned.
 //!
 //! The columns are a table of data; Arrow schema, text and digest are made from it. Only types that every reader knows
-//! are used: UTF-8 strings, unsigned integers, 32-bit floats and lists of numbers. No views, no dictionaries, no
+//! are used: UTF-8 strings, booleans, unsigned integers, 32-bit floats and lists of numbers. No views, no dictionaries, no
 //! time stamps, no structs.
 
 use std::sync::Arc;
@@ -10,8 +10,10 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use sha2::{Digest as _, Sha256};
 use slicemill_core::{TaskKind, TokenDtype};
 
+use crate::tables::ColumnTypes;
+
 /// Version of all schemas; goes up when a column is added, removed or changes its meaning.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// A dataset of the output: a folder of Parquet files with one schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,23 +77,29 @@ pub struct ContentSpec {
     pub token_width: u32,
     /// For column `model_fingerprint` of `tokens`.
     pub model_fingerprint: String,
+    /// Columns of the input that are carried along, by their own names; `input_<name>` in the output.
+    pub input: ColumnTypes,
 }
 
 impl ContentSpec {
     /// Captions without optional columns; for datasets whose schema depends on nothing.
-    pub(crate) const CAPTIONS: Self = Self {
-        task: TaskKind::Caption,
-        token_ids: false,
-        token_dtype: TokenDtype::F32,
-        token_width: 0,
-        model_fingerprint: String::new(),
-    };
+    pub(crate) fn captions() -> Self {
+        Self {
+            task: TaskKind::Caption,
+            token_ids: false,
+            token_dtype: TokenDtype::F32,
+            token_width: 0,
+            model_fingerprint: String::new(),
+            input: ColumnTypes::default(),
+        }
+    }
 }
 
 /// Type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ColumnType {
     Text,
+    Bool,
     U8,
     U32,
     U64,
@@ -105,6 +113,7 @@ impl ColumnType {
     fn arrow(self) -> DataType {
         match self {
             Self::Text => DataType::Utf8,
+            Self::Bool => DataType::Boolean,
             Self::U8 => DataType::UInt8,
             Self::U32 => DataType::UInt32,
             Self::U64 => DataType::UInt64,
@@ -118,6 +127,7 @@ impl ColumnType {
     const fn name(self) -> &'static str {
         match self {
             Self::Text => "utf8",
+            Self::Bool => "bool",
             Self::U8 => "uint8",
             Self::U32 => "uint32",
             Self::U64 => "uint64",
@@ -155,7 +165,7 @@ const KEY: Column = column("key", ColumnType::Text, "key of the input, unique in
 const SOURCE: Column = column("source", ColumnType::Text, "URL of the input");
 
 /// What content datasets have in common.
-const IMAGE: [Column; 21] = [
+const IMAGE: [Column; 22] = [
     KEY,
     SOURCE,
     column("sha256", ColumnType::Text, "SHA-256 of the input's bytes, hex"),
@@ -163,6 +173,7 @@ const IMAGE: [Column; 21] = [
     column("height", ColumnType::U32, "height after orientation, pixels"),
     column("orientation_applied", ColumnType::U8, "EXIF orientation that was applied, 1 when none was"),
     column("format", ColumnType::Text, "image format: jpeg, png, ..."),
+    column("truncated", ColumnType::Bool, "the image ends early and was taken as far as it goes"),
     column("policy", ColumnType::Text, "slicing policy"),
     column("grid_cols", ColumnType::U32, "slices per row of the grid, 0 when only the overview is encoded"),
     column("grid_rows", ColumnType::U32, "rows of the grid, 0 when only the overview is encoded"),
@@ -212,6 +223,18 @@ const TIMINGS: [Column; 12] = [
     column("decode_ms", ColumnType::F32, "from prefill to the last token, steps shared with other sequences"),
 ];
 
+/// What the names of carried input columns begin with, so that none is mistaken for one of ours.
+pub const INPUT_PREFIX: &str = "input_";
+
+/// The carried input columns of `dataset`, after its own.
+fn input_fields(dataset: Dataset, spec: &ContentSpec) -> Vec<Field> {
+    if dataset == Dataset::Timings {
+        return Vec::new();
+    }
+    let fields = spec.input.fields().into_iter();
+    fields.map(|field| Field::new(format!("{INPUT_PREFIX}{}", field.name()), field.data_type().clone(), true)).collect()
+}
+
 /// The columns of `dataset`, in order.
 pub(crate) fn columns(dataset: Dataset, spec: &ContentSpec) -> Vec<Column> {
     match dataset {
@@ -244,7 +267,7 @@ pub(crate) fn columns(dataset: Dataset, spec: &ContentSpec) -> Vec<Column> {
 pub fn arrow_schema(dataset: Dataset, spec: &ContentSpec) -> SchemaRef {
     let fields = columns(dataset, spec).into_iter();
     let fields = fields.map(|column| Field::new(column.name, column.ty.arrow(), column.nullable));
-    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    Arc::new(Schema::new(fields.chain(input_fields(dataset, spec)).collect::<Vec<_>>()))
 }
 
 /// The schema for people: one line per column with type, nullability and meaning.
@@ -264,6 +287,9 @@ pub fn schema_sha256(dataset: Dataset, spec: &ContentSpec) -> String {
     for column in columns(dataset, spec) {
         let null = if column.nullable { "null" } else { "not null" };
         canonical.push_str(&format!("{} {} {null}\n", column.name, column.ty.name()));
+    }
+    for field in input_fields(dataset, spec) {
+        canonical.push_str(&format!("{:?} {} null\n", field.name(), field.data_type()));
     }
     hex(&Sha256::digest(canonical))
 }
@@ -287,7 +313,7 @@ mod tests {
     use super::*;
 
     fn spec(task: TaskKind, token_ids: bool, token_dtype: TokenDtype) -> ContentSpec {
-        ContentSpec { task, token_ids, token_dtype, token_width: 4, model_fingerprint: "f".to_owned() }
+        ContentSpec { task, token_ids, token_dtype, token_width: 4, model_fingerprint: "f".to_owned(), input: ColumnTypes::default() }
     }
 
     /// A change here is a change of the output format: raise `SCHEMA_VERSION` and say so in the change log.

@@ -1,17 +1,20 @@
 //! `caption`, `ask`, `encode`, `run` and `retry`: from flags or a file to a finished output.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use indicatif::MultiProgress;
 use slicemill_core::ErrorClass;
 use slicemill_exec::{
-    ExecError, FrozenJob, Job, JobDraft, RetrySummary, RunObserver, RunOptions, RunSummary, StopSignal, runtime_limits,
+    ExecError, FrozenJob, Job, JobDraft, Part, RetrySummary, RunObserver, RunOptions, RunSummary, RunTotals,
+    SpoolOptions, StopSignal, runtime_limits,
 };
-use slicemill_io::Counts;
-use slicemill_pipeline::{BackendFactory, DeviceId, parse_devices};
+use slicemill_io::{Counts, StoreOptions, Stores};
+use slicemill_pipeline::{BackendFactory, DeviceId, FailureLimit, Progress, parse_devices};
 
-use crate::args::{OutputFlags, RetryArgs, RunArgs, RunFlags};
+use crate::args::{LogFormat, OutputFlags, RetryArgs, RunArgs, RunFlags, ShareFlags};
 use crate::exit::{Exit, Failure};
+use crate::metrics::{Metrics, Task};
 use crate::models::{self, Runtime};
 use crate::progress::Display;
 
@@ -48,8 +51,17 @@ pub fn draft_of_file(path: &std::path::Path, sets: &[String]) -> Result<JobDraft
     JobDraft::from_text(&name, &text, sets).map_err(Failure::usage)
 }
 
+/// The stores of this process: their options, and what the environment says about them.
+pub fn stores(flags: &OutputFlags) -> Result<Stores, Failure> {
+    let options = StoreOptions::parse(&flags.store_options).map_err(Failure::usage)?;
+    // Names or values that are not text mean nothing to any store.
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Ok(Stores::new(options.with_environment(variables)))
+}
+
 /// Flags of this run as the runner takes them.
-pub fn run_options(flags: &RunFlags, extend: bool) -> Result<RunOptions, Failure> {
+pub fn run_options(flags: &RunFlags, share: &ShareFlags, stores: Stores) -> Result<RunOptions, Failure> {
     let at_least_one = |name: &str, value: Option<u64>| match value {
         Some(0) => Err(Failure::usage(format!("{name} 0: give at least 1"))),
         _ => Ok(()),
@@ -70,15 +82,58 @@ pub fn run_options(flags: &RunFlags, extend: bool) -> Result<RunOptions, Failure
         batch_views: flags.batch,
         sequences: flags.sequences,
         threads: flags.threads,
-        memory_bytes: flags.memory.as_deref().map(parse_bytes).transpose()?,
+        memory_bytes: flags.memory.as_deref().map(|text| parse_bytes("--memory", text)).transpose()?,
         fetches: flags.fetches,
-        extend,
+        extend: share.extend,
+        part: share
+            .part
+            .as_deref()
+            .map(|text| text.parse::<Part>())
+            .transpose()
+            .map_err(|why| Failure::usage(format!("--shard: {why}")))?,
+        stores,
+        max_failed: flags.max_failed.as_deref().map(parse_failure_limit).transpose()?,
+        device_timeout: flags.device_timeout.as_deref().map(parse_time).transpose()?,
+        spool: SpoolOptions {
+            folder: flags.spool.clone(),
+            bytes_max: flags.spool_bytes.as_deref().map(|text| parse_bytes("--spool-bytes", text)).transpose()?,
+        },
     })
 }
 
+/// `100` rows or `5%` of those that are done.
+fn parse_failure_limit(text: &str) -> Result<FailureLimit, Failure> {
+    let wrong = || Failure::usage(format!("--max-failed {text}: give a number of rows, as 100, or a share, as 5%"));
+    let text = text.trim();
+    if let Some(percent) = text.strip_suffix('%') {
+        let share = percent.trim().parse::<f64>().map_err(|_| wrong())? / 100.0;
+        return if (0.0..=1.0).contains(&share) {
+            Ok(FailureLimit { count: None, share: Some(share) })
+        } else {
+            Err(wrong())
+        };
+    }
+    Ok(FailureLimit { count: Some(text.parse().map_err(|_| wrong())?), share: None })
+}
+
+/// `90s`, `10m`, `2h`; a number alone is in seconds.
+fn parse_time(text: &str) -> Result<Duration, Failure> {
+    let wrong =
+        || Failure::usage(format!("--device-timeout {text}: give a time with s, m or h, as 10m; 0 waits for ever"));
+    let text = text.trim();
+    let (number, seconds) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1.0),
+        Some((at, 'm')) => (&text[..at], 60.0),
+        Some((at, 'h')) => (&text[..at], 3600.0),
+        _ => (text, 1.0),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
+}
+
 /// `512M`, `2G`, `1000000`: powers of 1,024.
-fn parse_bytes(text: &str) -> Result<u64, Failure> {
-    let wrong = || Failure::usage(format!("--memory {text}: give a number of bytes with K, M or G, as 512M"));
+fn parse_bytes(flag: &str, text: &str) -> Result<u64, Failure> {
+    let wrong = || Failure::usage(format!("{flag} {text}: give a number of bytes with K, M or G, as 512M"));
     let (digits, unit) = match text.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
         Some((at, _)) => text.split_at(at),
         None => (text, ""),
@@ -97,20 +152,22 @@ fn parse_bytes(text: &str) -> Result<u64, Failure> {
 
 impl Session<'_> {
     /// Runs a job that flags describe.
-    pub fn run_flags(&self, document: toml::Table, flags: &RunFlags, extend: bool) -> Result<Exit, Failure> {
-        self.run_draft(&draft_of_flags(document)?, &run_options(flags, extend)?)
+    pub fn run_flags(&self, document: toml::Table, flags: &RunFlags, share: &ShareFlags) -> Result<Exit, Failure> {
+        let options = run_options(flags, share, stores(self.flags)?)?;
+        self.run_draft(&draft_of_flags(document)?, &options, flags)
     }
 
     /// `slicemill run JOB.toml`.
     pub fn run_file(&self, args: &RunArgs) -> Result<Exit, Failure> {
-        self.run_draft(&draft_of_file(&args.job, &args.set)?, &run_options(&args.run, args.extend)?)
+        let options = run_options(&args.run, &args.share, stores(self.flags)?)?;
+        self.run_draft(&draft_of_file(&args.job, &args.set)?, &options, &args.run)
     }
 
-    fn run_draft(&self, draft: &JobDraft, options: &RunOptions) -> Result<Exit, Failure> {
+    fn run_draft(&self, draft: &JobDraft, options: &RunOptions, flags: &RunFlags) -> Result<Exit, Failure> {
         let factory = models::open(draft.model_name(), draft.windows(), runtime_of(options, draft.num_beams()))?;
         let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
-        let summary = self.run_job(&job, options, factory)?;
-        Ok(conclude_run(&summary, &job.output))
+        let summary = self.run_job(&job, options, flags, factory)?;
+        Ok(self.conclude(conclude_run(&summary, options.part, &job.output), &summary.total, summary.elapsed))
     }
 
     /// Runs `job` with progress and Ctrl-C.
@@ -118,13 +175,14 @@ impl Session<'_> {
         &self,
         job: &Job,
         options: &RunOptions,
+        flags: &RunFlags,
         factory: Arc<dyn BackendFactory>,
     ) -> Result<RunSummary, Failure> {
         // Every chunk in flight may hold as much prepared; objects that are read and images that are decoded come on top.
         let chunks = options.devices.len() as u64 + 1;
         let prepared = runtime_limits(options).prepared_bytes_max.saturating_mul(chunks);
         crate::memory::reserve(prepared.saturating_add(IN_WORK_BYTES));
-        self.watched(|stop, observer| slicemill_exec::run_job(job, options, factory, stop, observer))
+        self.watched(flags, options, |stop, observer| slicemill_exec::run_job(job, options, factory, stop, observer))
     }
 
     /// `slicemill retry OUT`.
@@ -136,26 +194,55 @@ impl Session<'_> {
             })
         });
         let classes: Vec<ErrorClass> = classes.collect::<Result<_, _>>()?;
-        let options = run_options(&args.run, false)?;
-        let (_, frozen) = runtime()?.block_on(FrozenJob::open(&args.out)).map_err(failure_of)?;
+        let options = run_options(&args.run, &ShareFlags::default(), stores(self.flags)?)?;
+        let (_, frozen) = runtime()?.block_on(FrozenJob::open(&args.out, &options.stores)).map_err(failure_of)?;
         let beams = frozen.job.generation.as_ref().map_or(1, |params| params.num_beams);
         let factory = models::open(&frozen.job.model, frozen.job.windows, runtime_of(&options, beams))?;
         let chosen = (!classes.is_empty()).then_some(classes.as_slice());
-        let summary = self.watched(|stop, observer| {
+        let summary = self.watched(&args.run, &options, |stop, observer| {
             slicemill_exec::retry_job(&args.out, chosen, &options, factory, stop, observer)
         })?;
-        Ok(conclude_retry(&summary, &args.out))
+        Ok(self.conclude(conclude_retry(&summary, &args.out), &summary.total, summary.elapsed))
+    }
+
+    /// The one last line of a run in JSON logs, which programs look for; people have read the same in words.
+    fn conclude(&self, exit: Exit, counts: &Counts, elapsed: Duration) -> Exit {
+        if self.flags.log_format == LogFormat::Json {
+            tracing::info!(
+                target: "slicemill",
+                exit = exit.code(),
+                rows = counts.inputs,
+                ok = counts.ok,
+                failed = counts.failed,
+                skipped = counts.skipped,
+                slices = counts.slices,
+                visual_tokens = counts.visual_tokens,
+                output_tokens = counts.output_tokens,
+                elapsed_s = elapsed.as_secs_f64(),
+                "end"
+            );
+        }
+        exit
     }
 
     /// Runs `work` with the progress display and the two steps of Ctrl-C.
-    fn watched<T, F>(&self, work: impl FnOnce(StopSignal, Arc<dyn RunObserver>) -> F) -> Result<T, Failure>
+    fn watched<T, F>(
+        &self,
+        flags: &RunFlags,
+        options: &RunOptions,
+        work: impl FnOnce(StopSignal, Arc<dyn RunObserver>) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, ExecError>>,
     {
         let stop = StopSignal::new();
         let display = Arc::new(Display::new(self.flags.clone(), self.bars.clone()));
-        let observer: Arc<dyn RunObserver> = display.clone();
-        let result = runtime()?.block_on(async {
+        let metrics = Metrics::new(options.stores.counters());
+        let observer: Arc<dyn RunObserver> =
+            Arc::new(Observers { display: Arc::clone(&display), metrics: metrics.clone() });
+        let runtime = runtime()?;
+        let tasks = runtime.block_on(publish(&metrics, flags))?;
+        let result = runtime.block_on(async {
             let work = work(stop.clone(), observer);
             tokio::pin!(work);
             loop {
@@ -172,12 +259,51 @@ impl Session<'_> {
             }
         });
         display.finish();
+        metrics.finished();
+        drop(tasks);
+        if let Some(file) = &flags.metrics_file
+            && let Err(error) = metrics.write(file)
+        {
+            tracing::warn!(target: "slicemill", "{}: cannot write the counters: {error}", file.display());
+        }
         result.map_err(failure_of)
     }
 }
 
+/// Starts to serve and to write the counters, as far as that was asked for.
+async fn publish(metrics: &Metrics, flags: &RunFlags) -> Result<Vec<Task>, Failure> {
+    let mut tasks = Vec::new();
+    if let Some(address) = flags.metrics {
+        let (listening, task) = metrics.serve(address).await?;
+        tracing::info!(target: "slicemill", "counters at http://{listening}/metrics");
+        tasks.push(task);
+    }
+    if let Some(file) = &flags.metrics_file {
+        tasks.push(metrics.write_to(file.clone())?);
+    }
+    Ok(tasks)
+}
+
+/// Everybody who is told how a run goes.
+struct Observers {
+    display: Arc<Display>,
+    metrics: Metrics,
+}
+
+impl RunObserver for Observers {
+    fn started(&self, totals: &RunTotals, counters: &Arc<Progress>) {
+        self.metrics.started(totals, counters);
+        self.display.started(totals, counters);
+    }
+
+    fn committed(&self, chunk: &Counts) {
+        self.metrics.committed(chunk);
+        self.display.committed(chunk);
+    }
+}
+
 /// The last lines of a run, and its exit code.
-fn conclude_run(summary: &RunSummary, out: &str) -> Exit {
+fn conclude_run(summary: &RunSummary, part: Option<Part>, out: &str) -> Exit {
     let counts = &summary.total;
     if summary.interrupted {
         tracing::warn!(
@@ -203,6 +329,14 @@ fn conclude_run(summary: &RunSummary, out: &str) -> Exit {
             counts.inputs, counts.ok, counts.failed, counts.skipped, counts.slices, counts.visual_tokens,
             counts.output_tokens, summary.elapsed.as_secs_f64()
         );
+    }
+    if let Some(part) = part.filter(|_| summary.shards_left > 0) {
+        tracing::info!(
+            target: "slicemill",
+            "part {part} is done; {} shards of other parts are left: the job is complete when all {} parts have run",
+            summary.shards_left, part.of
+        );
+        return if counts.failed > 0 { Exit::RowsFailed } else { Exit::Done };
     }
     tracing::info!(target: "slicemill", "output: {out}; look at it with: slicemill report {out}");
     tell_failed(counts, out)

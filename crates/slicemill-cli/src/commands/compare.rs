@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use futures::TryStreamExt;
 use slicemill_core::{ContentRow, TaskKind};
 use slicemill_exec::FrozenJob;
-use slicemill_io::{Dataset, DatasetReader, OutputStore, content_rows};
+use slicemill_io::{Dataset, DatasetReader, OutputStore, Stores, content_rows};
 
-use crate::args::CompareArgs;
+use crate::args::{CompareArgs, OutputFlags};
 use crate::exit::{Exit, Failure};
 use crate::printing::Printer;
 
@@ -27,8 +27,8 @@ struct Found {
 }
 
 /// Compares two outputs.
-pub fn run(args: &CompareArgs, printer: Printer) -> Result<Exit, Failure> {
-    let found = super::annotate::runtime()?.block_on(compare(args))?;
+pub fn run(args: &CompareArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit, Failure> {
+    let found = super::annotate::runtime()?.block_on(compare(args, &super::annotate::stores(flags)?))?;
     for difference in found.differences.iter().take(NAMED_MAX) {
         printer.line(difference)?;
     }
@@ -40,9 +40,9 @@ pub fn run(args: &CompareArgs, printer: Printer) -> Result<Exit, Failure> {
     Ok(if found.differences.is_empty() { Exit::Done } else { Exit::NotVerified })
 }
 
-async fn compare(args: &CompareArgs) -> Result<Found, Failure> {
-    let (one, job) = FrozenJob::open(&args.one).await.map_err(Failure::failed)?;
-    let (other, other_job) = FrozenJob::open(&args.other).await.map_err(Failure::failed)?;
+async fn compare(args: &CompareArgs, stores: &Stores) -> Result<Found, Failure> {
+    let (one, job) = FrozenJob::open(&args.one, stores).await.map_err(Failure::failed)?;
+    let (other, other_job) = FrozenJob::open(&args.other, stores).await.map_err(Failure::failed)?;
     let task = job.job.task;
     if other_job.job.task != task {
         return Err(Failure::usage(format!(

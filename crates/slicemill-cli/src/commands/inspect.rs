@@ -3,11 +3,11 @@
 use slicemill_core::{TaskKind, TokenDtype};
 use slicemill_io::{ContentSpec, Dataset, schema_text};
 
-use crate::args::{Format, OutArgs, ReportArgs, SchemaArgs, SqlArgs};
+use crate::args::{Format, OutArgs, OutputFlags, ReportArgs, SchemaArgs, SqlArgs};
 use crate::exit::{Exit, Failure};
 use crate::printing::Printer;
 
-use super::annotate::runtime;
+use super::annotate::{runtime, stores};
 
 /// Shows a result in the form that was asked for.
 fn show(text: &str, value: &impl serde::Serialize, format: Format, printer: Printer) -> Result<(), Failure> {
@@ -19,22 +19,26 @@ fn show(text: &str, value: &impl serde::Serialize, format: Format, printer: Prin
 }
 
 /// `slicemill verify OUT`.
-pub fn verify(args: &OutArgs, printer: Printer) -> Result<Exit, Failure> {
-    let verification = runtime()?.block_on(slicemill_exec::verify_output(&args.out)).map_err(Failure::failed)?;
+pub fn verify(args: &OutArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit, Failure> {
+    let verification =
+        runtime()?.block_on(slicemill_exec::verify_output(&args.out, &stores(flags)?)).map_err(Failure::failed)?;
     show(&verification.to_text(), &verification, args.format, printer)?;
     Ok(if verification.passed() { Exit::Done } else { Exit::NotVerified })
 }
 
 /// `slicemill report OUT`.
-pub fn report(args: &ReportArgs, printer: Printer) -> Result<Exit, Failure> {
-    let report = runtime()?.block_on(slicemill_exec::read_report(&args.out)).map_err(Failure::failed)?;
+pub fn report(args: &ReportArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit, Failure> {
+    let report =
+        runtime()?.block_on(slicemill_exec::read_report(&args.out, &stores(flags)?)).map_err(Failure::failed)?;
     show(&report.to_text(), &report, args.format, printer)?;
     Ok(Exit::Done)
 }
 
 /// `slicemill sql OUT "SELECT …"`.
-pub fn sql(args: &SqlArgs, printer: Printer) -> Result<Exit, Failure> {
-    let result = runtime()?.block_on(slicemill_exec::query_output(&args.out, &args.query)).map_err(Failure::failed)?;
+pub fn sql(args: &SqlArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit, Failure> {
+    let result = runtime()?
+        .block_on(slicemill_exec::query_output(&args.out, &args.query, &stores(flags)?))
+        .map_err(Failure::failed)?;
     let text = match args.format {
         Format::Text => result.to_text(),
         Format::Json => result.to_json(),

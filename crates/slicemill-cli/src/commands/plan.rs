@@ -6,15 +6,15 @@ use std::sync::Arc;
 use slicemill_core::{PlanRow, Size, SlicingPolicy};
 use slicemill_exec::{JobDraft, StopSignal};
 
-use crate::args::{Format, PlanArgs};
+use crate::args::{Format, OutputFlags, PlanArgs, ShareFlags};
 use crate::exit::{Exit, Failure};
 use crate::models;
 use crate::printing::Printer;
 
-use super::annotate::{draft_of_file, draft_of_flags, failure_of, run_options, runtime, runtime_of};
+use super::annotate::{draft_of_file, draft_of_flags, failure_of, run_options, runtime, runtime_of, stores};
 
 /// Plans sizes, inputs or a job file.
-pub fn run(args: &PlanArgs, printer: Printer) -> Result<Exit, Failure> {
+pub fn run(args: &PlanArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit, Failure> {
     if let Some(sizes) = &args.sizes {
         return if args.compute { super::compute::run(args, sizes, printer) } else { plan_sizes(args, sizes, printer) };
     }
@@ -22,7 +22,7 @@ pub fn run(args: &PlanArgs, printer: Printer) -> Result<Exit, Failure> {
         Some(file) => draft_of_file(file, &args.set)?,
         None => draft_of_flags(crate::document::plan(args))?,
     };
-    plan_draft(args, &draft, printer)
+    plan_draft(args, flags, &draft, printer)
 }
 
 fn plan_sizes(args: &PlanArgs, path: &Path, printer: Printer) -> Result<Exit, Failure> {
@@ -94,12 +94,12 @@ fn json_row(row: &PlanRow) -> serde_json::Value {
     })
 }
 
-fn plan_draft(args: &PlanArgs, draft: &JobDraft, printer: Printer) -> Result<Exit, Failure> {
-    let options = run_options(&args.run, false)?;
+fn plan_draft(args: &PlanArgs, flags: &OutputFlags, draft: &JobDraft, printer: Printer) -> Result<Exit, Failure> {
+    let options = run_options(&args.run, &ShareFlags::default(), stores(flags)?)?;
     let factory = models::open(draft.model_name(), draft.windows(), runtime_of(&options, draft.num_beams()))?;
     let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
     let summary = runtime()?.block_on(async {
-        let mut summary = slicemill_exec::plan_job(&job, Arc::clone(&factory), options.fetches).await?;
+        let mut summary = slicemill_exec::plan_job(&job, Arc::clone(&factory), &options).await?;
         if let Some(count) = args.measure {
             let rate = slicemill_exec::measure_rate(&job, &summary, count, &options, factory, StopSignal::new());
             summary.measured = Some(rate.await?);

@@ -160,8 +160,8 @@ pub(crate) fn chunk_batch(
         Arc::new(UInt32Array::from(lines.rows)),
         Arc::new(StringArray::from(lines.kinds)),
         spread(content, lines.content)?,
-        spread(failed_batch(&parts.failed)?, lines.failed)?,
-        spread(skipped_batch(&parts.skipped)?, lines.skipped)?,
+        spread(failed_batch(spec, &parts.failed)?, lines.failed)?,
+        spread(skipped_batch(spec, &parts.skipped)?, lines.skipped)?,
         spread(timing, lines.timing)?,
     ];
     Ok(RecordBatch::try_new(schema, columns)?)

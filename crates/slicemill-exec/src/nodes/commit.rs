@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use slicemill_io::{Counts, Ledger, LedgerState, Success};
 
 use crate::ExecError;
-use crate::plan::NodeSpec;
+use crate::plan::{NodeSpec, units_left};
 
 use super::{LiveJob, Record, only_child};
 
@@ -29,6 +29,10 @@ use super::{LiveJob, Record, only_child};
 pub struct JobOutcome {
     /// Whether everything is done and `_SUCCESS` is written.
     pub complete: bool,
+    /// Shards that are not done; those of other processes, when this one does a part of the job and has done it.
+    pub shards_left: u64,
+    /// Whether everything of this process's part is done; of the whole job, when it has no part.
+    pub part_done: bool,
     /// Counts and sums of the whole output: all that is committed, by this run and those before it.
     pub total: Counts,
     /// Counts and sums of the inputs of this plan: of the job, or of the rows that a retry runs again.
@@ -163,6 +167,8 @@ async fn commit(
 ) -> Result<JobOutcome, ExecError> {
     let mut outcome = JobOutcome {
         complete: false,
+        shards_left: 0,
+        part_done: false,
         total: Counts::default(),
         passage: Counts::default(),
         this_run: Counts::default(),
@@ -183,7 +189,10 @@ async fn commit(
     let state = live.ledger.state().await?;
     outcome.passage = committed(&state);
     outcome.total = outcome.passage.clone();
-    if live.stop.is_draining() && (state.shards.len() as u64) < spec.shards {
+    outcome.shards_left = spec.shards.saturating_sub(state.shards.len() as u64);
+    let left = units_left(&live.generations, &state, spec.part);
+    outcome.part_done = left.is_empty();
+    if outcome.shards_left > 0 && (live.stop.is_draining() || (spec.part.is_some() && outcome.part_done)) {
         return Ok(outcome);
     }
     check_conserved(&outcome.passage, spec.rows)?;

@@ -8,14 +8,14 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{Fate, RowOutcome};
-use slicemill_io::{FrozenInputs, InputEntry, Ledger, ObjectFetch, RetryPass};
+use slicemill_io::{FrozenInputs, Generation, InputEntry, Ledger, ObjectFetch, RetryPass};
 use slicemill_pipeline::{Annotator, Fetch, FetchError, Fetched, InputRef, PromptItem};
 
 use crate::questions::{FrozenQuestions, Prompt};
 use crate::run::RunObserver;
 use crate::{ExecError, StopSignal};
 
-use super::{Unit, Work};
+use super::{RowCondition, Unit, Work};
 
 /// Which job a node belongs to: plain data that travels with the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +83,10 @@ pub struct LiveJob {
     pub retry: Option<RetryPass>,
     /// Frozen inputs by generation.
     pub inputs: BTreeMap<u32, FrozenInputs>,
+    /// Generations of these inputs.
+    pub generations: Vec<Generation>,
+    /// Which rows are taken, by the plan and the columns of the input.
+    pub condition: Option<Arc<RowCondition>>,
     /// Prompts of rows.
     pub prompts: Prompts,
     /// Asked before new work starts.
@@ -125,21 +129,52 @@ impl LiveJob {
             ExecError::Incomplete(format!("generation {} of {} is not open", unit.generation, self.job.output))
         })?;
         let entries = inputs.read(row_first..row_first + u64::from(rows)).await?;
+        let (entries, left_out) = self.chosen(entries)?;
         let prompts = self.prompts.of(&entries).await?;
-        let refs: Vec<InputRef> = entries
-            .into_iter()
-            .zip(prompts)
-            .map(|(entry, prompts)| InputRef {
-                key: entry.key,
-                source: entry.url,
-                bytes: entry.bytes,
-                tag: entry.tag,
-                estimated: entry.estimated,
-                prompts,
-            })
-            .collect();
-        Ok(self.annotator.annotate_chunk(refs, Arc::new(StoreFetch(self.fetch.clone()))).await?)
+        let refs = entries.into_iter().zip(prompts).map(|(entry, prompts)| input_ref(entry, prompts)).collect();
+        let annotated = self.annotator.annotate_chunk(refs, Arc::new(StoreFetch(self.fetch.clone()))).await?;
+        Ok(merged(annotated, left_out))
     }
+
+    /// The entries that the job takes as far as their columns tell, and what becomes of the others, by their places.
+    fn chosen(&self, entries: Vec<InputEntry>) -> Result<(Vec<InputEntry>, Vec<(usize, RowOutcome)>), ExecError> {
+        let Some(condition) = &self.condition else { return Ok((entries, Vec::new())) };
+        let kept = condition.of_entries(&entries)?;
+        let (mut chosen, mut left_out) = (Vec::new(), Vec::new());
+        for (place, (entry, kept)) in entries.into_iter().zip(kept).enumerate() {
+            if kept {
+                chosen.push(entry);
+            } else {
+                left_out.push((place, condition.skipped(entry)));
+            }
+        }
+        Ok((chosen, left_out))
+    }
+}
+
+/// An entry as the pipeline takes it.
+pub(crate) fn input_ref(entry: InputEntry, prompts: Arc<[PromptItem]>) -> InputRef {
+    InputRef {
+        key: entry.key,
+        source: entry.url,
+        bytes: entry.bytes,
+        tag: entry.tag,
+        estimated: entry.estimated,
+        columns: entry.columns.map(Into::into),
+        prompts,
+    }
+}
+
+/// Outcomes of annotated rows with those that were left out, each at its place.
+fn merged(annotated: Vec<RowOutcome>, left_out: Vec<(usize, RowOutcome)>) -> Vec<RowOutcome> {
+    let mut outcomes = Vec::with_capacity(annotated.len() + left_out.len());
+    let mut annotated = annotated.into_iter();
+    for (place, outcome) in left_out {
+        outcomes.extend(annotated.by_ref().take(place - outcomes.len()));
+        outcomes.push(outcome);
+    }
+    outcomes.extend(annotated);
+    outcomes
 }
 
 /// [`ObjectFetch`] as the pipeline asks for it.

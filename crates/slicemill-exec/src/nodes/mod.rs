@@ -20,15 +20,17 @@ mod chunk_batch;
 mod commit;
 mod live;
 mod record;
+mod row_condition;
 mod unit;
 mod write;
 
 pub use annotate::AnnotateExec;
 pub(crate) use commit::committed;
 pub use commit::{CommitExec, JobOutcome};
-pub(crate) use live::items;
 pub use live::{JobRef, LiveJob, Prompts};
+pub(crate) use live::{input_ref, items};
 pub use record::{Record, record_schema};
+pub use row_condition::RowCondition;
 pub use unit::{Unit, Work, unit_batch, unit_schema, units_of_batch};
 pub use write::WriteExec;
 

@@ -18,15 +18,14 @@ use std::sync::Arc;
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{TaskKind, TokenDtype};
-use slicemill_io::{
-    FlopSums, FolderSource, InputEntry, Ledger, Location, ObjectFetch, OutputStore, RetryBudget, Source, Stores,
-};
+use slicemill_io::{ColumnTypes, FlopSums, InputEntry, Ledger, Location, ObjectFetch, OutputStore, Source};
 use slicemill_pipeline::{AnnotateSpec, BackendFactory, Fault, InputRef, Inspected, PlannedRow, PromptItem, inspect};
 
 use crate::ExecError;
-use crate::freeze::{question_table, source_of};
-use crate::job::Job;
-use crate::nodes::items;
+use crate::freeze::{question_table, wanted_columns};
+use crate::inputs::{fetch_of, source_of};
+use crate::job::{Job, RunOptions};
+use crate::nodes::{RowCondition, input_ref, items};
 use crate::run::{annotate_spec, same_prompts};
 
 pub use sample::{MeasuredRate, measure_rate};
@@ -126,20 +125,20 @@ impl PlanSummary {
 pub async fn plan_job(
     job: &Job,
     factory: Arc<dyn BackendFactory>,
-    fetches: Option<usize>,
+    options: &RunOptions,
 ) -> Result<PlanSummary, ExecError> {
-    let source = planned_source(job).await?;
-    plan_source(job, &source, factory, fetches).await
+    let source = planned_source(job, options).await?;
+    plan_source(job, source.as_ref(), factory, options).await
 }
 
 /// The inputs of `job`, without what lies in its output when that holds a job already.
-async fn planned_source(job: &Job) -> Result<FolderSource, ExecError> {
-    let output = OutputStore::open(&Location::parse(&job.output)?).ok();
+async fn planned_source(job: &Job, options: &RunOptions) -> Result<Arc<dyn Source>, ExecError> {
+    let output = OutputStore::open(&Location::parse(&job.output)?, &options.stores).ok();
     let holds_job = match &output {
         Some(output) => Ledger::read_job(output).await?.is_some(),
         None => false,
     };
-    source_of(job, output.as_ref().filter(|_| holds_job))
+    source_of(job, options, output.as_ref().filter(|_| holds_job))
 }
 
 /// [`plan_job`] over any source.
@@ -150,9 +149,9 @@ pub async fn plan_source(
     job: &Job,
     source: &dyn Source,
     factory: Arc<dyn BackendFactory>,
-    fetches: Option<usize>,
+    options: &RunOptions,
 ) -> Result<PlanSummary, ExecError> {
-    let planner = Arc::new(Planner::new(job, source, factory).await?);
+    let planner = Arc::new(Planner::new(job, source, factory, options).await?);
     let mut summary = PlanSummary {
         task: job.task.as_str().to_owned(),
         model: job.model.clone(),
@@ -164,7 +163,7 @@ pub async fn plan_source(
         let planner = Arc::clone(&planner);
         async move { planner.plan(entry).await }
     });
-    let mut planned = std::pin::pin!(planned.try_buffered(fetches.unwrap_or(FETCHES_DEFAULT).max(1)));
+    let mut planned = std::pin::pin!(planned.try_buffered(options.fetches.unwrap_or(FETCHES_DEFAULT).max(1)));
     while let Some(row) = planned.try_next().await? {
         planner.add(&mut summary, &row);
     }
@@ -188,9 +187,22 @@ enum InputFate {
     Unasked,
 }
 
+/// The types of the input columns that the condition of `job` names, from all its inputs.
+async fn column_types(job: &Job, source: &dyn Source) -> Result<ColumnTypes, ExecError> {
+    let mut types = ColumnTypes::new(wanted_columns(job)?);
+    if job.select.filter.is_some() && !types.columns().is_empty() {
+        let mut entries = source.list();
+        while let Some(entry) = entries.try_next().await? {
+            types.observe(entry.columns.as_deref())?;
+        }
+    }
+    Ok(types)
+}
+
 struct Planner {
     spec: AnnotateSpec,
     fetch: ObjectFetch,
+    condition: Option<Arc<RowCondition>>,
     factory: Arc<dyn BackendFactory>,
     same: Option<Arc<[PromptItem]>>,
     by_key: HashMap<String, Arc<[PromptItem]>>,
@@ -198,7 +210,12 @@ struct Planner {
 }
 
 impl Planner {
-    async fn new(job: &Job, source: &dyn Source, factory: Arc<dyn BackendFactory>) -> Result<Self, ExecError> {
+    async fn new(
+        job: &Job,
+        source: &dyn Source,
+        factory: Arc<dyn BackendFactory>,
+        options: &RunOptions,
+    ) -> Result<Self, ExecError> {
         let by_key = match question_table(job, source).await? {
             Some(table) => table.iter().map(|(key, prompts)| (key.to_owned(), items(prompts))).collect(),
             None => HashMap::new(),
@@ -210,7 +227,9 @@ impl Planner {
         };
         Ok(Self {
             spec: annotate_spec(job),
-            fetch: ObjectFetch::new(Stores::new(), RetryBudget::default()),
+            fetch: fetch_of(options, job),
+            condition: RowCondition::new(job.select.filter.as_deref(), &column_types(job, source).await?)?
+                .map(Arc::new),
             token_bytes: value_bytes * u64::from(factory.card().width),
             factory,
             same: same_prompts(job)?,
@@ -219,6 +238,11 @@ impl Planner {
     }
 
     async fn plan(&self, entry: InputEntry) -> Result<PlannedInput, ExecError> {
+        if let Some(condition) = &self.condition
+            && condition.of_entries(std::slice::from_ref(&entry))? == [false]
+        {
+            return Ok(PlannedInput { entry, fate: InputFate::Skipped });
+        }
         let prompts = match &self.same {
             Some(same) => Arc::clone(same),
             None => match self.by_key.get(&entry.key) {
@@ -226,14 +250,7 @@ impl Planner {
                 None => return Ok(PlannedInput { entry, fate: InputFate::Unasked }),
             },
         };
-        let row = InputRef {
-            key: entry.key.clone(),
-            source: entry.url.clone(),
-            bytes: entry.bytes,
-            tag: entry.tag.clone(),
-            estimated: entry.estimated,
-            prompts,
-        };
+        let row = input_ref(entry.clone(), prompts);
         let fate = self.look(&entry, &row).await?;
         Ok(PlannedInput { entry, fate })
     }
@@ -246,7 +263,13 @@ impl Planner {
                 Ok(prefix) => prefix,
                 Err(error) => return Ok(InputFate::Failed(error.row_error())),
             };
-            match inspect(&prefix, entry.bytes, row, &self.spec, self.factory.as_ref()) {
+            let ended = (prefix.len() as u64) < wanted;
+            let total = match entry.estimated {
+                true if ended => prefix.len() as u64,
+                true => u64::MAX,
+                false => entry.bytes,
+            };
+            match inspect(&prefix, total, row, &self.spec, self.factory.as_ref()) {
                 Ok(Inspected::Planned { row, .. }) => return Ok(InputFate::Planned(Box::new(row))),
                 Ok(Inspected::Skipped(_)) => return Ok(InputFate::Skipped),
                 Ok(Inspected::NeedMore { bytes }) => wanted = bytes.max(wanted.saturating_mul(2)),

@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::TaskKind;
 use slicemill_io::{
-    Counts, Dataset, DatasetReader, Ledger, OutputStore, content_rows, dataset_parts, failed_rows, skipped_rows,
+    Counts, Dataset, DatasetReader, Ledger, OutputStore, Stores, content_rows, dataset_parts, failed_rows, skipped_rows,
 };
 
 use crate::ExecError;
@@ -96,8 +96,8 @@ impl Report {
 ///
 /// # Errors
 /// When there is no job, or a file cannot be read.
-pub async fn read_report(location: &str) -> Result<Report, ExecError> {
-    let (output, job) = FrozenJob::open(location).await?;
+pub async fn read_report(location: &str, stores: &Stores) -> Result<Report, ExecError> {
+    let (output, job) = FrozenJob::open(location, stores).await?;
     let ledger = job.ledger(&output);
     let generations = ledger.generations().await?;
     let success = Ledger::success(&output).await?;

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use slicemill_core::TaskKind;
 
 use crate::figures::{bytes, count, flops, seconds};
+
+use crate::run::RunRecord;
 
 use super::Report;
 
@@ -179,13 +182,76 @@ fn times(out: &mut String, report: &Report) -> std::fmt::Result {
     for (number, run) in report.runs.iter().enumerate() {
         writeln!(
             out,
-            "  run {}: {} rows in {} on {}, {:.2} rows/s{}",
+            "  run {}{}: {} rows in {} on {}, {:.2} rows/s{}",
             number + 1,
+            run.part.as_ref().map(|part| format!(", part {part}")).unwrap_or_default(),
             count(run.rows),
             seconds(run.elapsed_s),
             run.devices.join(","),
             run.rows as f64 / run.elapsed_s.max(f64::MIN_POSITIVE),
             if run.interrupted { " (interrupted)" } else { "" }
+        )?;
+        stages(out, run)?;
+    }
+    Ok(())
+}
+
+/// Where the time of a run went: shares of what its workers could have worked.
+fn stages(out: &mut String, run: &RunRecord) -> std::fmt::Result {
+    let Some(progress) = &run.progress else { return Ok(()) };
+    let share = |time: Duration, workers: u32| {
+        100.0 * time.as_secs_f64() / (run.elapsed_s * f64::from(workers.max(1))).max(f64::MIN_POSITIVE)
+    };
+    let (readers, threads, devices) = (progress.fetch_workers, progress.prepare_workers, progress.devices);
+    writeln!(
+        out,
+        "    fetch    busy {:>3.0} % of {readers} readers, waited {} for room behind it",
+        share(progress.fetch_busy, readers),
+        seconds(progress.fetch_waiting.as_secs_f64())
+    )?;
+    writeln!(
+        out,
+        "    prepare  busy {:>3.0} % of {threads} threads, waited {} for memory",
+        share(progress.prepare_busy, threads),
+        seconds(progress.prepare_waiting.as_secs_f64())
+    )?;
+    writeln!(
+        out,
+        "    devices  busy {:>3.0} % of {devices} (encode {:.0} %, generate {:.0} %), waited {} for batches; batches waited {} for them",
+        share(progress.encode_busy + progress.generate_busy, devices),
+        share(progress.encode_busy, devices),
+        share(progress.generate_busy, devices),
+        seconds(progress.device_waiting.as_secs_f64()),
+        seconds(progress.lease_waiting.as_secs_f64())
+    )?;
+    if let Some(stage) = progress.limiting_stage() {
+        writeln!(out, "    limit    {stage}")?;
+    }
+    let resident = run.resident_bytes_peak.map(|peak| format!(", {} resident", bytes(peak))).unwrap_or_default();
+    writeln!(out, "    memory   at most {} in flight{resident}", bytes(progress.bytes_held_peak))?;
+    let troubles = [
+        ("worker deaths", progress.worker_deaths),
+        ("worker hangs", progress.worker_hangs),
+        ("devices opened anew", progress.worker_restarts),
+        ("rows run again", progress.rows_rerun),
+        ("batches halved for memory", progress.oom_halvings),
+        ("device calls tried again", progress.device_retries),
+    ];
+    let troubles: Vec<_> = troubles.iter().filter(|(_, number)| *number > 0).collect();
+    if !troubles.is_empty() {
+        let shown: Vec<_> = troubles.iter().map(|(name, number)| format!("{} {name}", count(*number))).collect();
+        writeln!(out, "    devices  {}", shown.join(", "))?;
+    }
+    let io = &run.io;
+    if io.requests > 0 {
+        let errors = if io.by_code.is_empty() { String::new() } else { format!(": {}", listed(&io.by_code)) };
+        writeln!(
+            out,
+            "    stores   {} requests, {} read, {} written, {} tried again{errors}",
+            count(io.requests),
+            bytes(io.bytes_read),
+            bytes(io.bytes_written),
+            count(io.retries)
         )?;
     }
     Ok(())

@@ -34,6 +34,7 @@ fn the_plan_is_units_annotate_write_coalesce_commit() {
         chunk_rows: 4,
         shard_chunks: 2,
         shard_first: 0,
+        file: None,
     };
     let frozen = FrozenJob::new(&job, factory.card());
     let reference = JobRef { output: "file:///out".to_owned(), fingerprint: frozen.fingerprint.clone(), retry: 0 };

@@ -84,8 +84,8 @@ impl Verification {
 /// # Errors
 /// When there is no job, or its records cannot be read at all. What is wrong with the output itself is a check that
 /// does not hold.
-pub async fn verify_output(location: &str) -> Result<Verification, ExecError> {
-    let (output, job) = FrozenJob::open(location).await?;
+pub async fn verify_output(location: &str, stores: &Stores) -> Result<Verification, ExecError> {
+    let (output, job) = FrozenJob::open(location, stores).await?;
     let ledger = job.ledger(&output);
     let mut checks = vec![fingerprint(&job)];
     let success = Ledger::success(&output).await?;

@@ -185,6 +185,9 @@ pub struct Generation {
     pub shard_chunks: u32,
     /// Number of its first shard.
     pub shard_first: u32,
+    /// The file of its inputs when it is not the usual one, because several processes froze at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 impl Generation {

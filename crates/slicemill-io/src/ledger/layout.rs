@@ -22,9 +22,10 @@ impl Layout {
         Self { base: format!("{RETRIES}/{pass:03}"), retry: Some(pass) }
     }
 
-    /// The frozen inputs of a generation.
-    pub(crate) fn inputs(&self, generation: u32) -> String {
-        format!("{}/inputs-{generation:05}.parquet", self.base)
+    /// The frozen inputs of a generation; `writer` tells processes apart that freeze at the same time.
+    pub(crate) fn inputs(&self, generation: u32, writer: Option<&str>) -> String {
+        let writer = writer.map(|writer| format!(".{writer}")).unwrap_or_default();
+        format!("{}/inputs-{generation:05}{writer}.parquet", self.base)
     }
 
     /// The record of a generation, written after its inputs.
@@ -110,6 +111,13 @@ pub(crate) enum LedgerName {
 }
 
 impl LedgerName {
+    /// The shard it belongs to.
+    pub(crate) const fn shard(self) -> u32 {
+        match self {
+            Self::Chunk(shard, _) | Self::Shard(shard) => shard,
+        }
+    }
+
     /// Reads `…/<shard>/<chunk>.json` and `…/<shard>/shard.json`.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let mut parts = name.rsplit('/');

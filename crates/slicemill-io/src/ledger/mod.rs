@@ -67,6 +67,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use entry::{ChunkEntry, Counts, FileRecord, FlopSums, Generation, LedgerState, RetryPass, ShardEntry, Success};
+pub use generation::NewInputs;
 pub use stage::{ChunkStager, StagedChunk};
 
 use crate::sink::PART_BYTES;

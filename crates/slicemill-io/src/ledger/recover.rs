@@ -16,10 +16,10 @@ impl Ledger {
             }
             remove_temporary_files(root, false)?;
         }
-        self.recover_entries().await?;
+        self.recover_entries(&|_| true).await?;
         for pass in self.retries().await? {
             let ledger = self.of_retry(&pass);
-            ledger.recover_entries().await?;
+            ledger.recover_entries(&|_| true).await?;
             if pass.done {
                 ledger.clear_leftovers().await?;
             }
@@ -27,8 +27,15 @@ impl Ledger {
         Ok(())
     }
 
-    async fn recover_entries(&self) -> Result<(), IoError> {
+    /// The same for one of several processes that work on this output: only what belongs to its own shards, those for
+    /// which `mine` is true. Temporary files may be another's and stay.
+    pub async fn recover_part(&self, mine: impl Fn(u32) -> bool + Send + Sync) -> Result<(), IoError> {
+        self.recover_entries(&mine).await
+    }
+
+    async fn recover_entries(&self, mine: &(dyn Fn(u32) -> bool + Send + Sync)) -> Result<(), IoError> {
         let names = self.entry_names(&self.layout.ledger_root()).await?;
+        let names: Vec<LedgerName> = names.into_iter().filter(|name| mine(name.shard())).collect();
         let mut committed = Vec::new();
         for name in &names {
             if let LedgerName::Shard(shard) = name

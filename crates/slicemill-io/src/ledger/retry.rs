@@ -198,7 +198,7 @@ impl Ledger {
         let metadata = self.file_metadata(Dataset::Failed);
         let schema = arrow_schema(Dataset::Failed, &self.spec);
         let bytes: Bytes = blocking(move || {
-            let batch: RecordBatch = failed_batch(&rows)?;
+            let batch: RecordBatch = failed_batch(&self.spec, &rows)?;
             let mut encoder = ParquetEncoder::new(schema, &metadata, RowGroupLimits::default())?;
             encoder.push(&batch)?;
             encoder.finish()

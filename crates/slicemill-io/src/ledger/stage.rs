@@ -121,11 +121,11 @@ impl ChunkStager {
     pub fn finish(mut self) -> Result<StagedChunk, IoError> {
         self.encode_held()?;
         if !self.failed.is_empty() {
-            let batch = failed_batch(&std::mem::take(&mut self.failed))?;
+            let batch = failed_batch(&self.spec, &std::mem::take(&mut self.failed))?;
             self.encode(Dataset::Failed, &batch)?;
         }
         if !self.skipped.is_empty() {
-            let batch = skipped_batch(&std::mem::take(&mut self.skipped))?;
+            let batch = skipped_batch(&self.spec, &std::mem::take(&mut self.skipped))?;
             self.encode(Dataset::Skipped, &batch)?;
         }
         let mut files = BTreeMap::new();

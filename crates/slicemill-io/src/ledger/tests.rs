@@ -23,6 +23,7 @@ fn spec() -> ContentSpec {
         token_dtype: TokenDtype::F32,
         token_width: 0,
         model_fingerprint: "model".to_owned(),
+        input: crate::ColumnTypes::default(),
     }
 }
 
@@ -49,10 +50,10 @@ fn outcome(input: &InputEntry, pass: u32, run: u32) -> RowOutcome {
     if failing {
         let class = if number.is_multiple_of(2) { ErrorClass::Truncated } else { ErrorClass::ReadFailed };
         let error = RowError::new(class, Stage::Decode, format!("pass {pass}"));
-        return RowOutcome::Failed(FailedRow { key, source, error, attempts: 1 });
+        return RowOutcome::Failed(FailedRow { key, source, error, attempts: 1, columns: None });
     }
     if number % 7 == 5 {
-        return RowOutcome::Skipped(SkippedRow { key, source, reason: "a text".to_owned() });
+        return RowOutcome::Skipped(SkippedRow { key, source, reason: "a text".to_owned(), columns: None });
     }
     let row = ContentRow {
         sha256: format!("{number:064x}"),

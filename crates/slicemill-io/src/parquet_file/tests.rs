@@ -13,6 +13,7 @@ fn spec(task: TaskKind) -> ContentSpec {
         token_dtype: TokenDtype::F32,
         token_width: 8,
         model_fingerprint: "abc".to_owned(),
+        input: crate::ColumnTypes::default(),
     }
 }
 

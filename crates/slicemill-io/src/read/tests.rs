@@ -15,6 +15,7 @@ async fn write(output: &OutputStore, name: &str, keys: std::ops::Range<u32>) {
         token_dtype: TokenDtype::F32,
         token_width: 0,
         model_fingerprint: String::new(),
+        input: crate::ColumnTypes::default(),
     };
     let rows: Vec<_> =
         keys.map(|key| ContentRow { key: key.to_string(), width: key, ..ContentRow::default() }).collect();

@@ -6,7 +6,7 @@ use super::*;
 use crate::parquet_file::{read_parquet, write_parquet};
 
 fn spec(task: TaskKind, token_dtype: TokenDtype) -> ContentSpec {
-    ContentSpec { task, token_ids: true, token_dtype, token_width: 2, model_fingerprint: "abc".to_owned() }
+    ContentSpec { task, token_ids: true, token_dtype, token_width: 2, model_fingerprint: "abc".to_owned(), input: crate::ColumnTypes::default() }
 }
 
 fn row(number: u32) -> ContentRow {
@@ -33,6 +33,8 @@ fn row(number: u32) -> ContentRow {
         finish_reason: "stop".to_owned(),
         token_ids: (!number.is_multiple_of(3)).then(|| vec![1, number, u32::MAX]),
         tokens: None,
+        truncated: number == 4,
+        columns: None,
     }
 }
 
@@ -115,12 +117,13 @@ fn failed_skipped_and_timings_round_trip() {
             source: "s".to_owned(),
             error: RowError::new(*class, *stage, "message"),
             attempts: 5,
+            columns: None,
         })
         .collect();
-    assert_eq!(failed_rows(&through_a_file(&failed_batch(&failed).unwrap())).unwrap(), failed);
+    assert_eq!(failed_rows(&through_a_file(&failed_batch(&spec(TaskKind::Caption, TokenDtype::F32), &failed).unwrap())).unwrap(), failed);
 
-    let skipped = [SkippedRow { key: "k".to_owned(), source: "s".to_owned(), reason: "r".to_owned() }];
-    assert_eq!(skipped_rows(&through_a_file(&skipped_batch(&skipped).unwrap())).unwrap(), skipped);
+    let skipped = [SkippedRow { key: "k".to_owned(), source: "s".to_owned(), reason: "r".to_owned(), columns: None }];
+    assert_eq!(skipped_rows(&through_a_file(&skipped_batch(&spec(TaskKind::Caption, TokenDtype::F32), &skipped).unwrap())).unwrap(), skipped);
 
     let timings = [TimingRow {
         key: "k".to_owned(),
@@ -138,4 +141,44 @@ fn failed_skipped_and_timings_round_trip() {
     assert_eq!(timing_rows(&batch).unwrap(), timings);
     let chunks = batch.column_by_name("chunk").unwrap().as_primitive::<UInt32Type>();
     assert_eq!(chunks.values(), &[8]);
+}
+
+#[test]
+fn carried_columns_round_trip_with_their_types() {
+    let texts = [
+        Some(r#"{"license":"cc0","faces":3,"score":0.5,"ok":true,"more":1}"#),
+        Some(r#"{"license":null,"faces":-9223372036854775808,"score":1,"ok":null}"#),
+        None,
+    ];
+    let mut input = crate::ColumnTypes::new(["license", "faces", "score", "ok"]);
+    texts.iter().for_each(|text| input.observe(*text).unwrap());
+    let spec = ContentSpec { input, ..spec(TaskKind::Caption, TokenDtype::F32) };
+    let rows: Vec<_> =
+        (0..).zip(texts).map(|(number, text)| ContentRow { columns: text.map(Into::into), ..row(number) }).collect();
+    let batch = through_a_file(&content_batch(&spec, &rows).unwrap());
+    let names: Vec<_> = batch.schema().fields().iter().rev().take(4).map(|field| field.name().clone()).collect();
+    assert_eq!(names, ["input_ok", "input_score", "input_faces", "input_license"]);
+    let back = content_rows(&batch).unwrap();
+    let columns: Vec<_> = back.iter().map(|row| row.columns.as_deref().unwrap()).collect();
+    assert_eq!(
+        columns,
+        [
+            r#"{"license":"cc0","faces":3,"score":0.5,"ok":true}"#,
+            r#"{"license":null,"faces":-9223372036854775808,"score":1.0,"ok":null}"#,
+            r#"{"license":null,"faces":null,"score":null,"ok":null}"#,
+        ]
+    );
+    let again = content_batch(&spec, &back).unwrap();
+    assert_eq!(again, content_batch(&spec, &rows).unwrap());
+    let failed: Vec<_> = back
+        .iter()
+        .map(|row| FailedRow {
+            key: row.key.clone(),
+            source: row.source.clone(),
+            error: RowError::new(ErrorClass::Corrupt, Stage::Decode, "x"),
+            attempts: 1,
+            columns: row.columns.clone(),
+        })
+        .collect();
+    assert_eq!(failed_rows(&through_a_file(&failed_batch(&spec, &failed).unwrap())).unwrap(), failed);
 }

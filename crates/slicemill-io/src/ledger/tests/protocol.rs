@@ -19,7 +19,7 @@ async fn staged(ledger: &Ledger, generation: &Generation, chunk: (u32, u32), run
 fn generations_divide_their_rows() {
     for (rows, chunk_rows, shard_chunks) in [(0, 4, 2), (1, 4, 2), (8, 4, 2), (9, 4, 2), (23, 4, 2), (23, 100, 3)] {
         let generation =
-            Generation { number: 1, rows, digest: String::new(), chunk_rows, shard_chunks, shard_first: 5 };
+            Generation { number: 1, rows, digest: String::new(), chunk_rows, shard_chunks, shard_first: 5, file: None };
         let mut next = 0;
         for shard in generation.shards() {
             assert_eq!(generation.shard_rows(shard).start, next);
