@@ -86,6 +86,11 @@ pub(crate) fn pick(file: &str, columns: &[Column], named: Option<&str>) -> Resul
     Err(cannot_pick(file, columns, "no column has a name and a type that say so"))
 }
 
+/// Whether the name of a column says that it may be locations.
+pub(crate) fn says_location(name: &str) -> bool {
+    IMAGE_LOCATIONS.iter().chain(&LOCATIONS).any(|known| known.eq_ignore_ascii_case(name))
+}
+
 fn pick_named(file: &str, columns: &[Column], name: &str) -> Result<Picked, IoError> {
     let index = columns.iter().position(|column| column.name == name);
     match index.map(|index| (index, columns[index].usable)) {
