@@ -33,6 +33,7 @@ mod rows;
 mod schema;
 mod sink;
 mod source;
+pub mod sources;
 mod store;
 mod stores;
 mod walk;
@@ -55,5 +56,6 @@ pub use rows::{
 };
 pub use schema::{ContentSpec, Dataset, SCHEMA_VERSION, arrow_schema, schema_sha256, schema_text};
 pub use source::{FolderSource, InputEntry, Source};
+pub use sources::{InputColumns, Spool};
 pub use store::{Location, OutputStore, Stores};
 pub use stores::{StoreOptions, object_url, shown_url};
