@@ -8,7 +8,7 @@ use csv::{ByteRecord, ReaderBuilder};
 use super::columns::{object, spell_untyped};
 use super::entries::{Entries, Row, Target};
 use super::jsonl::{Emit, Wanted};
-use super::pick::{Column, Picked, Use, pick};
+use super::pick::{Column, Picked, Use, no_column, pick};
 use super::text::{Input, read_error};
 use crate::{IoError, IoErrorKind};
 
@@ -86,8 +86,7 @@ fn records(
     emit: &mut Emit<'_>,
 ) -> Result<End, IoError> {
     let bounded = Bounded { input, left: bytes_max };
-    let mut reader =
-        ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(bounded);
+    let mut reader = ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(bounded);
     let mut record = ByteRecord::new();
     loop {
         // What the reader has read ahead counts for the record, a few KiB.
@@ -141,12 +140,12 @@ fn skip_line(input: &mut Input) -> std::io::Result<()> {
 impl Header {
     fn new(record: &ByteRecord, wanted: &Wanted, entries: &Entries) -> Result<Self, IoError> {
         let shown = entries.shown();
-        let invalid = |message: String| Err(IoError::fatal(IoErrorKind::Invalid, message));
+        let invalid = |message: String| IoError::fatal(IoErrorKind::Invalid, message);
         let mut names = Vec::new();
         for (index, name) in record.iter().enumerate() {
             match std::str::from_utf8(name) {
                 Ok(name) => names.push(name.to_owned()),
-                Err(_) => return invalid(format!("the name of column {} of {shown} is not UTF-8", index + 1)),
+                Err(_) => return Err(invalid(format!("the name of column {} of {shown} is not UTF-8", index + 1))),
             }
         }
         let column = |name: &String| Column { name: name.clone(), usable: Use::Text, shown: "text".to_owned() };
@@ -156,7 +155,7 @@ impl Header {
         let find = |name: &String| -> Result<Option<usize>, IoError> {
             let mut found = names.iter().enumerate().filter(|(_, other)| *other == name).map(|(index, _)| index);
             match (found.next(), found.next()) {
-                (Some(_), Some(_)) => invalid(format!("{shown} has two columns '{name}'; give one another name")),
+                (Some(_), Some(_)) => Err(invalid(format!("{shown} has two columns '{name}'; give one another name"))),
                 (found, _) => Ok(found),
             }
         };
@@ -165,8 +164,7 @@ impl Header {
             None => None,
             Some(name) => match find(name)? {
                 Some(index) => Some((name.clone(), index)),
-                // Says that there is no such column, and lists those there are.
-                None => return pick(shown, &columns, Some(name)).and_then(|_| invalid(format!("{shown} has no keys"))),
+                None => return Err(no_column(shown, &columns, name)),
             },
         };
         let asked = wanted.names.iter().map(|name| Ok((name.clone(), find(name)?))).collect::<Result<_, IoError>>()?;

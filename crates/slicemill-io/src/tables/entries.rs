@@ -8,7 +8,6 @@ use sha2::{Digest as _, Sha256};
 use slicemill_core::ErrorClass;
 use url::Url;
 
-use super::columns::spell;
 use super::locate::{Locations, shorten};
 use crate::local_files::modification_tag;
 use crate::{InputEntry, IoError, IoErrorKind, Place, shown_url};
@@ -198,13 +197,26 @@ impl Entries {
             let object = self.table.url.split(['?', '#']).next().unwrap_or_default();
             entry.url = Place::Refused { class: *class, why }.join(object);
         }
+        self.count(refused.map(|(class, _)| class));
+        entry
+    }
+
+    /// The one entry of a table that cannot be listed.
+    pub(crate) fn whole(&self, class: ErrorClass, why: String) -> InputEntry {
+        self.count(Some(class));
+        let object = self.table.url.split(['?', '#']).next().unwrap_or_default();
+        let why = shorten_why(&why);
+        let url = Place::Refused { class, why }.join(object);
+        InputEntry { key: self.table.key.clone(), url, estimated: true, ..InputEntry::default() }
+    }
+
+    fn count(&self, refused: Option<ErrorClass>) {
         self.tally.with(|state| {
             state.counts.rows += 1;
-            if let Some((class, _)) = refused {
+            if let Some(class) = refused {
                 *state.counts.refused.entry(class).or_default() += 1;
             }
         });
-        entry
     }
 
     /// Sets URL, size and tag. A local file that is not there stays an entry, and fails when it is read.
@@ -298,11 +310,6 @@ pub(crate) fn value_kind(spelled: &str) -> &'static str {
     }
 }
 
-/// [`spell`] for owned values.
-pub(crate) fn spelled(text: &str) -> std::borrow::Cow<'static, str> {
-    spell(text).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,7 +348,10 @@ mod tests {
             assert!(keys.insert(entry.key));
         }
         let duplicate = ErrorClass::DuplicateKey;
-        assert_eq!(refused, [(1, duplicate), (2, duplicate), (3, duplicate), (4, ErrorClass::BadRecord), (5, duplicate)]);
+        assert_eq!(
+            refused,
+            [(1, duplicate), (2, duplicate), (3, duplicate), (4, ErrorClass::BadRecord), (5, duplicate)]
+        );
         let counts = entries.tally().counts();
         assert_eq!((counts.rows, counts.refused[&duplicate], counts.refused[&ErrorClass::BadRecord]), (6, 4, 1));
     }
@@ -358,7 +368,9 @@ mod tests {
 
     #[test]
     fn values_that_are_no_text_are_said() {
-        for (value, why) in [(None, "no 'url'"), (Some("null"), "null"), (Some("3"), "a number"), (Some("[]"), "a list")] {
+        for (value, why) in
+            [(None, "no 'url'"), (Some("null"), "null"), (Some("3"), "a number"), (Some("[]"), "a list")]
+        {
             let error = text_value("url", value).unwrap_err();
             assert!(error.contains(why) && error.contains("'url'"), "{error}");
         }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use super::columns::{check_value, field, fields, object};
 use super::entries::{Entries, Row, Target, key_value, text_value, value_kind};
-use super::pick::{Column, Picked, Use, pick, says_location};
+use super::pick::{Column, Picked, Use, no_column, pick, says_location};
 use super::text::{Line, Lines, read_error};
 use crate::{InputEntry, IoError, IoErrorKind};
 
@@ -159,8 +159,7 @@ impl<'a> Listing<'a> {
         let named = [(self.has_image, &self.wanted.image), (self.has_key, &self.wanted.key)];
         for (found, name) in named {
             if let (false, Some(name)) = (found, name) {
-                // Says that there is no such column, and lists those of the first object.
-                pick(shown, &self.first, Some(name))?;
+                return Err(no_column(shown, &self.first, name));
             }
         }
         Ok(())
