@@ -6,35 +6,7 @@
 use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-/// The columns of the input that a job asks for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InputColumns {
-    /// Columns that are written to the output.
-    pub keep: Vec<String>,
-    /// Columns that rows are filtered by.
-    pub r#where: Vec<String>,
-}
-
-impl InputColumns {
-    /// Every name once: those to keep in their order, then those only filtered by.
-    pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
-        for name in self.keep.iter().chain(&self.r#where) {
-            if !names.contains(&name.as_str()) {
-                names.push(name);
-            }
-        }
-        names
-    }
-
-    /// Whether no column is asked for.
-    pub fn is_empty(&self) -> bool {
-        self.keep.is_empty() && self.r#where.is_empty()
-    }
-}
 
 /// Names and values of a JSON object, values as they are spelled. Of equal names all are there, in order.
 pub(crate) fn fields(text: &str) -> Result<Vec<(String, &str)>, String> {
@@ -44,7 +16,8 @@ pub(crate) fn fields(text: &str) -> Result<Vec<(String, &str)>, String> {
     let mut fields = Vec::new();
     while !rest.starts_with('}') {
         let (name, after) = value(rest)?;
-        let name = serde_json::from_str::<String>(name).map_err(|error| format!("a name in it is not text: {error}"))?;
+        let name =
+            serde_json::from_str::<String>(name).map_err(|error| format!("a name in it is not text: {error}"))?;
         rest = after.trim_start().strip_prefix(':').ok_or_else(not_object)?;
         let (spelled, after) = value(rest)?;
         fields.push((name, spelled.trim()));
@@ -123,10 +96,7 @@ pub(crate) fn check_value(spelled: &str) -> Result<(), String> {
 }
 
 /// The object of `names` with their values, null where there is none. `None` when no column is asked for.
-pub(crate) fn object<'a>(
-    names: &[String],
-    mut value: impl FnMut(&str) -> Option<Cow<'a, str>>,
-) -> Option<String> {
+pub(crate) fn object<'a>(names: &[String], mut value: impl FnMut(&str) -> Option<Cow<'a, str>>) -> Option<String> {
     if names.is_empty() {
         return None;
     }
@@ -150,20 +120,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_asked_for_once_and_in_order() {
-        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let columns = InputColumns { keep: names(&["b", "a", "b"]), r#where: names(&["c", "a"]) };
-        assert_eq!(columns.names(), ["b", "a", "c"]);
-        assert!(!columns.is_empty() && InputColumns::default().is_empty());
-    }
-
-    #[test]
     fn fields_keep_their_spelling() {
         let text = r#" { "a" : 1.50 ,"b":"x\u00e9" , "c": [1, {"d":null}],"a":2e5 , "é\"":{} } "#;
         let found = fields(text).unwrap();
         let pairs: Vec<_> = found.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        let expected =
-            [("a", "1.50"), ("b", r#""x\u00e9""#), ("c", r#"[1, {"d":null}]"#), ("a", "2e5"), ("é\"", "{}")];
+        let expected = [("a", "1.50"), ("b", r#""x\u00e9""#), ("c", r#"[1, {"d":null}]"#), ("a", "2e5"), ("é\"", "{}")];
         assert_eq!(pairs, expected);
         assert_eq!(field(&found, "a"), Some("2e5"));
         assert_eq!(fields("{}").unwrap(), []);
