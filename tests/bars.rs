@@ -135,22 +135,15 @@ fn sampling_is_reproducible_and_depends_on_the_seed() {
     assert_ne!(texts("a"), texts("c"));
 }
 
-/// Peak resident memory of a run over `count` images through the null model, in KiB.
+/// Peak resident memory of the program with `args`, in KiB, which must end with 0.
 #[cfg(target_os = "linux")]
-fn peak_kib(folder: &Path, count: u64) -> u64 {
-    let images = folder.join(format!("images-{count}"));
-    write_folder(&images, count, 0, 11);
-    let out = folder.join(format!("out-{count}"));
-    let script = format!(
-        "{} caption {} -o {} --model null --progress off -q --threads 2 & pid=$!; peak=0; \
-         while kill -0 $pid 2>/dev/null; do \
+pub fn peak_kib(args: &[&str]) -> u64 {
+    let script = "\"$@\" & pid=$!; peak=0; while kill -0 $pid 2>/dev/null; do \
          now=$(sed -n 's/^VmHWM:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$pid/status 2>/dev/null); \
-         [ -n \"$now\" ] && peak=$now; sleep 0.02; done; wait $pid && echo $peak",
-        env!("CARGO_BIN_EXE_slicemill"),
-        text(&images),
-        text(&out)
-    );
-    let output = std::process::Command::new("sh").args(["-c", &script]).output().expect("sh runs");
+         [ -n \"$now\" ] && peak=$now; sleep 0.02; done; wait $pid && echo $peak";
+    let program = [env!("CARGO_BIN_EXE_slicemill"), "--progress", "off", "-q"];
+    let output = std::process::Command::new("sh").args(["-c", script, "sh"]).args(program).args(args).output();
+    let output = output.expect("sh runs");
     let printed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     printed.parse().unwrap_or_else(|_| panic!("{printed} {}", String::from_utf8_lossy(&output.stderr)))
 }
@@ -162,7 +155,12 @@ fn memory_does_not_grow_with_the_number_of_images() {
     let folder = tempfile::tempdir().expect("folder");
     let (few, many) = (long_or(1_000, 400), long_or(20_000, 2_400));
     let growth_max = long_or(105, 125);
-    let (small, large) = (peak_kib(folder.path(), few), peak_kib(folder.path(), many));
+    let peak = |count: u64| {
+        let (images, out) = (folder.path().join(format!("images-{count}")), folder.path().join(format!("out-{count}")));
+        write_folder(&images, count, 0, 11);
+        peak_kib(&["caption", text(&images), "-o", text(&out), "--model", "null", "--threads", "2"])
+    };
+    let (small, large) = (peak(few), peak(many));
     println!("{small} KiB for {few} images, {large} KiB for {many}");
     assert!(large * 100 < small * growth_max, "{small} KiB for {few} images, {large} KiB for {many}");
 }

@@ -41,6 +41,29 @@ pub fn start(args: &[&str]) -> Child {
     command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
 }
 
+/// The program with `args` and these variables in its environment, and none that could lead it to another store.
+pub fn command_in(env: &[(String, String)], args: &[&str]) -> Command {
+    let mut command = command(args);
+    for other in ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "HTTP_PROXY", "http_proxy", "ALL_PROXY"] {
+        command.env_remove(other);
+    }
+    command.envs(env.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// Runs the program with variables in its environment; it must end with `code`. Standard output and standard error.
+pub fn expect_in(env: &[(String, String)], code: i32, args: &[&str]) -> (String, String) {
+    let output = command_in(env, args).output().expect("the program starts");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "slicemill {}\n{out}\n{err}", args.join(" "));
+    (out.into_owned(), err.into_owned())
+}
+
+/// Starts the program with variables in its environment and leaves it running, its output thrown away.
+pub fn start_in(env: &[(String, String)], args: &[&str]) -> Child {
+    command_in(env, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
+}
+
 /// A path as text.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")
@@ -76,11 +99,15 @@ pub fn content(out: &Path) -> Vec<(String, Vec<u8>)> {
 
 /// Two outputs hold the same content, byte for byte.
 pub fn assert_same_content(one: &Path, other: &Path) {
-    let (one, other) = (content(one), content(other));
+    assert_same_files(&content(one), &content(other));
+}
+
+/// The content files of two outputs are the same, byte for byte.
+pub fn assert_same_files(one: &[(String, Vec<u8>)], other: &[(String, Vec<u8>)]) {
     let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    assert_eq!(names(&one), names(&other));
+    assert_eq!(names(one), names(other));
     assert!(!one.is_empty(), "there is content to compare");
-    for ((name, a), (_, b)) in one.iter().zip(&other) {
+    for ((name, a), (_, b)) in one.iter().zip(other) {
         assert!(a == b, "{name} differs: {} and {} bytes", a.len(), b.len());
     }
 }
