@@ -37,7 +37,9 @@ pub use bucket::{Batch, BatchItem, BatchLimits, BucketKey, Bucketer, plan_batche
 pub use card::{ModelCard, Normalisation, Schema, TokenRule};
 pub use cost::{ComputeRecipe, DecoderShape, Flops, LmHead, ModelShape, ProjectorShape, VisionShape};
 pub use error::{ErrorClass, Fate, RowError, Stage};
-pub use options::{Alpha, GenerationParams, ImageOptions, OrientationRule, TaskKind, TokenDtype, WindowRounding};
+pub use options::{
+    Alpha, GenerationParams, ImageOptions, OrientationRule, TaskKind, TokenDtype, Truncated, WindowRounding,
+};
 pub use plan::{Grid, PlanRejection, Rect, SlicePlan, View, ViewKind};
 pub use plan_row::PlanRow;
 pub use policy::{CandidateRule, Cut, OverviewPosition, Partition, PolicyError, Rounding, SlicingPolicy};

@@ -58,6 +58,24 @@ pub enum Alpha {
     Drop,
 }
 
+/// What becomes of an image whose bytes end before it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Truncated {
+    /// The row fails as `truncated` (default).
+    #[default]
+    Fail,
+    /// It is decoded as far as it goes, and its row says so.
+    Allow,
+}
+
+impl Truncated {
+    // serde passes what it asks about by reference.
+    const fn is_fail(&self) -> bool {
+        matches!(self, Self::Fail)
+    }
+}
+
 /// Element type of stored visual tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,6 +99,9 @@ pub enum WindowRounding {
 }
 
 /// How bytes become RGB pixels.
+///
+/// What is off by default and came later is left out when this is written, so a job without it has the identity it
+/// always had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ImageOptions {
     /// EXIF orientation.
@@ -89,6 +110,9 @@ pub struct ImageOptions {
     pub alpha: Alpha,
     /// Largest accepted width × height, checked before any allocation.
     pub pixels_max: u64,
+    /// Images that end too early.
+    #[serde(default, skip_serializing_if = "Truncated::is_fail")]
+    pub truncated: Truncated,
 }
 
 impl ImageOptions {
@@ -98,7 +122,12 @@ impl ImageOptions {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { orientation: OrientationRule::Apply, alpha: Alpha::White, pixels_max: Self::PIXELS_MAX_DEFAULT }
+        Self {
+            orientation: OrientationRule::Apply,
+            alpha: Alpha::White,
+            pixels_max: Self::PIXELS_MAX_DEFAULT,
+            truncated: Truncated::Fail,
+        }
     }
 }
 
@@ -184,6 +213,17 @@ mod tests {
             r#"{"max_new_tokens":128,"temperature":0.0,"top_k":null,"top_p":null,"repetition_penalty":1.0,"seed":0}"#;
         assert_eq!(serde_json::to_string(&GenerationParams::default()).unwrap(), old);
         assert_eq!(serde_json::from_str::<GenerationParams>(old).unwrap(), GenerationParams::default());
+    }
+
+    #[test]
+    fn images_that_must_be_whole_are_written_as_they_always_were() {
+        let old = r#"{"orientation":"apply","alpha":"white","pixels_max":178956970}"#;
+        assert_eq!(serde_json::to_string(&ImageOptions::default()).unwrap(), old);
+        assert_eq!(serde_json::from_str::<ImageOptions>(old).unwrap(), ImageOptions::default());
+        let allow = ImageOptions { truncated: Truncated::Allow, ..ImageOptions::default() };
+        let json = serde_json::to_string(&allow).unwrap();
+        assert!(json.ends_with(r#","truncated":"allow"}"#), "{json}");
+        assert_eq!(serde_json::from_str::<ImageOptions>(&json).unwrap(), allow);
     }
 
     #[test]

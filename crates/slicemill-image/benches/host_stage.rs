@@ -67,7 +67,7 @@ fn host_stage(
     let start = Instant::now();
     let header = read_header(bytes, "bench.jpg", &options)?;
     let plan = policy.plan(header.oriented_size(options.orientation))?;
-    let image = decode(bytes, &header, &options)?;
+    let image = decode(bytes, &header, &options)?.image;
     let decoded = Instant::now();
     let views = cut_views(&image, &plan, pad_colour(&Normalisation::CLIP))?;
     let cut = Instant::now();

@@ -4,7 +4,16 @@ use slicemill_core::{ImageOptions, Normalisation, RowError, SlicePlan};
 
 use crate::{Header, NormalisationTable, NormalisedView, cut_views, decode, pad_colour};
 
-/// Decodes, cuts and normalises one image: its views in the order of [`SlicePlan::views`], as patches.
+/// What the model sees of an image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    /// Its views in the order of [`SlicePlan::views`], as patches.
+    pub views: Vec<NormalisedView>,
+    /// The bytes end before the image does, see [`DecodedImage::truncated`](crate::DecodedImage::truncated).
+    pub truncated: bool,
+}
+
+/// Decodes, cuts and normalises one image.
 ///
 /// # Errors
 /// As [`decode`] and [`cut_views`].
@@ -14,9 +23,10 @@ pub fn prepare(
     plan: &SlicePlan,
     options: &ImageOptions,
     normalisation: &Normalisation,
-) -> Result<Vec<NormalisedView>, RowError> {
-    let image = decode(bytes, header, options)?;
-    let views = cut_views(&image, plan, pad_colour(normalisation))?;
+) -> Result<Prepared, RowError> {
+    let decoded = decode(bytes, header, options)?;
+    let views = cut_views(&decoded.image, plan, pad_colour(normalisation))?;
     let table = NormalisationTable::new(normalisation);
-    Ok(views.iter().map(|view| table.apply(view, plan.patch)).collect())
+    let views = views.iter().map(|view| table.apply(view, plan.patch)).collect();
+    Ok(Prepared { views, truncated: decoded.truncated })
 }

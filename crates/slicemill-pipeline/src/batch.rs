@@ -96,8 +96,8 @@ pub(crate) fn prepare_row(
 ) -> (ImageFacts, Result<PreparedImage, RowError>) {
     let ReadRow { facts, bytes, grant } = row;
     let plan = &facts.planned.plan;
-    let views = slicemill_image::prepare(&bytes, &facts.header, plan, &spec.image, normalisation);
+    let prepared = slicemill_image::prepare(&bytes, &facts.header, plan, &spec.image, normalisation);
     drop((bytes, grant));
-    let image = views.map(|views| PreparedImage { plan: Arc::clone(plan), views });
+    let image = prepared.map(|prepared| PreparedImage { plan: Arc::clone(plan), views: prepared.views });
     (facts, image)
 }

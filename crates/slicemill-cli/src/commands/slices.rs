@@ -74,8 +74,8 @@ fn write_views(
     let bytes = fs::read(path).map_err(|error| failed(&error))?;
     let header = slicemill_image::read_header(&bytes, &name, options).map_err(row_failed)?;
     let plan = policy.plan(header.oriented_size(options.orientation)).map_err(|error| failed(&error))?;
-    let image = slicemill_image::decode(&bytes, &header, options).map_err(row_failed)?;
-    let views = slicemill_image::cut_views(&image, &plan, slicemill_image::pad_colour(&card.normalisation))
+    let decoded = slicemill_image::decode(&bytes, &header, options).map_err(row_failed)?;
+    let views = slicemill_image::cut_views(&decoded.image, &plan, slicemill_image::pad_colour(&card.normalisation))
         .map_err(row_failed)?;
     fs::create_dir_all(folder).map_err(|error| Failure::failed(format!("{}: {error}", folder.display())))?;
     for (view, pixels) in plan.views().iter().zip(&views) {

@@ -8,12 +8,19 @@ use slicemill_core::Size;
 
 use super::{Decoded, Layout, check_same_size};
 use crate::fault::{Fault, io_fault, zeroed};
+use crate::jpeg::Ending;
 
-pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
+pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decoded, Fault> {
+    let fields = Fields::read(bytes);
+    if ending == Ending::Anywhere
+        && let Some(filled) = fields.filled_up(bytes, stored)?
+    {
+        let rest = decode(&filled, stored, Ending::Complete)?;
+        return Ok(Decoded { truncated: true, ..rest });
+    }
     let decoder = BmpDecoder::new(Cursor::new(bytes)).map_err(fault)?;
     let (width, height) = decoder.dimensions();
     check_same_size(Size::new(width, height), stored)?;
-    let fields = Fields::read(bytes);
     fields.check_length(bytes, stored)?;
     if fields.depth == 16 {
         return fields.decode_16_bits(bytes, stored);
@@ -26,7 +33,7 @@ pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     };
     let mut data = zeroed(usize::try_from(decoder.total_bytes()).map_err(|_| Fault::out_of_memory(usize::MAX))?)?;
     decoder.read_image(&mut data).map_err(fault)?;
-    Ok(Decoded { size: stored, layout, data })
+    Ok(Decoded::whole(stored, layout, data))
 }
 
 /// Fields of the headers.
@@ -57,12 +64,31 @@ impl Fields {
         (u64::from(stored.width) * self.depth).div_ceil(32) * 4
     }
 
+    /// Whether all rows have the same number of bytes.
+    const fn rows_are_even(&self) -> bool {
+        matches!(self.compression, 0 | 3)
+    }
+
+    /// A file that ends inside its pixels, with zeros for the rows that are not whole; `None` when they all are.
+    fn filled_up(&self, bytes: &[u8], stored: Size) -> Result<Option<Vec<u8>>, Fault> {
+        let Some(have) = bytes.len().checked_sub(self.data_at) else { return Ok(None) };
+        let (row, rows) = (self.row_bytes(stored), u64::from(stored.height));
+        if !self.rows_are_even() || row * rows <= have as u64 + 3 {
+            return Ok(None);
+        }
+        let whole = self.data_at + (have as u64 / row * row) as usize;
+        let len = usize::try_from(self.data_at as u64 + row * rows).map_err(|_| Fault::out_of_memory(usize::MAX))?;
+        let mut filled = zeroed::<u8>(len)?;
+        filled[..whole].copy_from_slice(&bytes[..whole]);
+        Ok(Some(filled))
+    }
+
     /// Rows that are not compressed must all be there before a buffer is taken for them.
     fn check_length(&self, bytes: &[u8], stored: Size) -> Result<(), Fault> {
         let need = self.data_at as u64 + self.row_bytes(stored) * u64::from(stored.height);
         let have = bytes.len() as u64;
         // The last row may lack its padding.
-        if matches!(self.compression, 0 | 3) && need > have + 3 {
+        if self.rows_are_even() && need > have + 3 {
             return Err(Fault::truncated(format!("{have} bytes, where {stored} pixels need {need}")));
         }
         Ok(())
@@ -98,7 +124,7 @@ impl Fields {
                 *pixel = [red, green, stretched(value, 5)];
             }
         }
-        Ok(Decoded { size: stored, layout: Layout::Rgb, data })
+        Ok(Decoded::whole(stored, Layout::Rgb, data))
     }
 }
 

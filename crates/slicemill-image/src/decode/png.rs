@@ -1,17 +1,18 @@
 //! PNG. Of an APNG, the default image: that in `IDAT`.
 
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Seek};
 
-use png::{BitDepth, ColorType, Decoder, DecodingError, Transformations};
-use slicemill_core::Size;
+use png::{BitDepth, ColorType, Decoder, DecodingError, Info, Reader, Transformations};
+use slicemill_core::{ErrorClass, Size};
 
 use super::{Decoded, Layout, check_same_size};
 use crate::fault::{Fault, io_fault, zeroed};
+use crate::jpeg::Ending;
 
 /// Deflate makes at most this many bytes of one.
 const INFLATION_MAX: u64 = 1032;
 
-pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
+pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decoded, Fault> {
     let mut decoder = Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
     // Texts and profiles are not needed and may be bombs.
@@ -21,7 +22,7 @@ pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     let (width, height) = reader.info().size();
     check_same_size(Size::new(width, height), stored)?;
     let raw_bytes = reader.info().raw_bytes() as u64;
-    if raw_bytes > INFLATION_MAX * bytes.len() as u64 {
+    if raw_bytes > INFLATION_MAX * bytes.len() as u64 && ending == Ending::Complete {
         return Err(Fault::truncated(format!("{} bytes cannot hold {raw_bytes} bytes of pixels", bytes.len())));
     }
     let layout = match reader.output_color_type() {
@@ -33,13 +34,47 @@ pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     };
     let size = reader.output_buffer_size().ok_or_else(|| Fault::too_many_pixels("pixels beyond the address space"))?;
     let mut data = zeroed(size)?;
-    let frame = reader.next_frame(&mut data).map_err(fault)?;
+    if ending == Ending::Anywhere {
+        fill(&mut data, reader.info(), &layout);
+    }
+    let truncated = match read_frame(&mut reader, &mut data, stored) {
+        Ok(()) => false,
+        // All rows that came whole have been written.
+        Err(fault) if ending == Ending::Anywhere && fault.class == ErrorClass::Truncated => true,
+        Err(fault) => return Err(fault),
+    };
+    Ok(Decoded { size: stored, layout, data, truncated })
+}
+
+fn read_frame<R: BufRead + Seek>(reader: &mut Reader<R>, data: &mut [u8], stored: Size) -> Result<(), Fault> {
+    let frame = reader.next_frame(data).map_err(fault)?;
     check_same_size(Size::new(frame.width, frame.height), stored)?;
     // Frames of an animation may follow; whether they are whole does not matter. A still image ends with IEND.
     if reader.info().animation_control.is_none() {
         reader.finish().map_err(fault)?;
     }
-    Ok(Decoded { size: stored, layout, data })
+    Ok(())
+}
+
+/// Fills an image with what samples of zero stand for: the first colour of the palette, otherwise black, transparent
+/// where that is the transparent colour.
+fn fill(data: &mut [u8], info: &Info<'_>, layout: &Layout) {
+    let transparency = info.trns.as_deref();
+    let palette = info.palette.as_deref().filter(|_| info.color_type == ColorType::Indexed);
+    let colour: [u8; 3] = palette.and_then(|palette| palette.first_chunk().copied()).unwrap_or_default();
+    let alpha = match (info.color_type, transparency) {
+        (ColorType::GrayscaleAlpha | ColorType::Rgba, _) => 0,
+        (ColorType::Indexed, Some(alphas)) => alphas.first().copied().unwrap_or(255),
+        (_, Some(transparent)) if transparent.iter().all(|&byte| byte == 0) => 0,
+        _ => 255,
+    };
+    let [red, green, blue] = colour;
+    match layout {
+        Layout::Gray => data.fill(red),
+        Layout::GrayAlpha => data.as_chunks_mut().0.fill([red, alpha]),
+        Layout::Rgb => data.as_chunks_mut().0.fill(colour),
+        Layout::Rgba => data.as_chunks_mut().0.fill([red, green, blue, alpha]),
+    }
 }
 
 fn fault(error: DecodingError) -> Fault {

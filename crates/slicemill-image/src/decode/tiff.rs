@@ -13,7 +13,7 @@ use super::{Decoded, Layout, check_same_size};
 use crate::exif::{Directory, tag};
 use crate::fault::{Fault, io_fault, zeroed};
 use crate::header::tiff::Alpha;
-use crate::jpeg::{self, ColourSpace};
+use crate::jpeg::{self, ColourSpace, Ending};
 use crate::window::{Stop, Window};
 
 const PALETTE: u64 = 3;
@@ -91,7 +91,7 @@ fn arrange(colour: ColorType, samples: Vec<u8>, stored: Size, alpha: Alpha) -> R
         ColorType::CMYK(8 | 16) => (Layout::Rgb, inks(&samples)),
         colour => return Err(Fault::unsupported(format!("{colour:?} pixels"))),
     };
-    Ok(Decoded { size: stored, layout, data })
+    Ok(Decoded::whole(stored, layout, data))
 }
 
 /// One byte per sample, from rows of packed samples that begin at whole bytes.
@@ -153,7 +153,7 @@ fn decode_palette(bytes: &[u8], directory: &Directory<'_>, stored: Size) -> Resu
     };
     let component = |index: u8, plane: usize| (map[plane * entries + usize::from(index)] >> 8) as u8;
     let data = indices.iter().flat_map(|&index| [0, 1, 2].map(|plane| component(index, plane))).collect();
-    Ok(Decoded { size: stored, layout: Layout::Rgb, data })
+    Ok(Decoded::whole(stored, Layout::Rgb, data))
 }
 
 /// Strips or tiles that are JPEG streams, which may share tables.
@@ -190,14 +190,14 @@ fn decode_jpeg(bytes: &[u8], directory: &Directory<'_>, stored: Size) -> Result<
         let (x, y) = (index % across * chunk.width as usize, index / across * chunk.height as usize);
         let rows = if tiled { chunk.height } else { chunk.height.min(stored.height - y as u32) };
         let expected = Size::new(chunk.width, rows);
-        let part = jpeg::decode(&joined(&tables, stream), expected, Some(colour))?;
+        let (part, _) = jpeg::decode(&joined(&tables, stream), expected, Some(colour), Ending::Complete)?;
         let len = (stored.width as usize - x).min(chunk.width as usize) * 3;
         let rows = data.chunks_exact_mut(stored.width as usize * 3).skip(y);
         for (row, part) in rows.zip(part.as_bytes().chunks_exact(part.stride())) {
             row[x * 3..x * 3 + len].copy_from_slice(&part[..len]);
         }
     }
-    Ok(Decoded { size: stored, layout: Layout::Rgb, data })
+    Ok(Decoded::whole(stored, Layout::Rgb, data))
 }
 
 /// Tables without their end marker, then the stream without its start marker.

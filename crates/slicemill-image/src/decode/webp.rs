@@ -19,7 +19,7 @@ pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     let size = decoder.output_buffer_size().ok_or_else(|| Fault::too_many_pixels("pixels beyond the address space"))?;
     let mut data = zeroed(size)?;
     decoder.read_image(&mut data).map_err(fault)?;
-    Ok(Decoded { size: stored, layout, data })
+    Ok(Decoded::whole(stored, layout, data))
 }
 
 /// The length in the RIFF header must be there, save for a byte of padding.

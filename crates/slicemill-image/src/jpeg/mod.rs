@@ -12,8 +12,10 @@
 //!      RGB rows ◀─ colour ◀─ upsampling ◀─ samples ◀─ inverse DCT
 //! ```
 //!
-//! An image whose bits run out is `truncated`, one whose codes make no sense is `corrupt`; there are no grey rests.
-//! Not decoded: arithmetic coding, lossless and hierarchical processes, 12 bits.
+//! An image whose bits run out is `truncated`, one whose codes make no sense is `corrupt`; there are no grey rests,
+//! unless the caller asks for what there is ([`Ending::Anywhere`]). That is then what libjpeg-turbo makes of it: blocks
+//! that never came have no coefficients, so they are grey, or in a progressive scan what the scans before have left.
+//! (It also smoothes a progressive image whose scans did not all come, which is not done here.) Not decoded: arithmetic coding, lossless and hierarchical processes, 12 bits.
 
 mod baseline;
 mod bits;
@@ -32,7 +34,7 @@ use frame::{Frame, Scan, Tables};
 use paint::Painter;
 use scan::{Pass, Progress};
 
-use slicemill_core::Size;
+use slicemill_core::{ErrorClass, Size};
 
 use crate::RgbImage;
 use crate::fault::{Fault, zeroed};
@@ -40,10 +42,25 @@ use crate::fault::{Fault, zeroed};
 /// Scans of one image: real ones have about ten; each costs time for the whole image.
 const SCANS_MAX: usize = 200;
 
+/// Where the data may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Behind the last block.
+    Complete,
+    /// In any scan.
+    Anywhere,
+}
+
 /// Decodes an image to RGB, whatever its orientation. Its size must be `expected`, which the caller has checked against
-/// the limit. `colour` overrides what the file says of its components.
-pub(crate) fn decode(bytes: &[u8], expected: Size, colour: Option<ColourSpace>) -> Result<RgbImage, Fault> {
-    let mut decoder = Decoder { bytes, at: 2, tables: Tables::default(), frame: None, colour };
+/// the limit. `colour` overrides what the file says of its components. Also tells whether the data ended too early.
+pub(crate) fn decode(
+    bytes: &[u8],
+    expected: Size,
+    colour: Option<ColourSpace>,
+    ending: Ending,
+) -> Result<(RgbImage, bool), Fault> {
+    let mut decoder =
+        Decoder { bytes, at: 2, tables: Tables::default(), frame: None, colour, ending, truncated: false };
     let first = match decoder.next_scan()? {
         Next::Scan(scan) => scan,
         Next::End | Next::DataEnds => return Err(Fault::truncated("the file ends before the image data")),
@@ -53,18 +70,19 @@ pub(crate) fn decode(bytes: &[u8], expected: Size, colour: Option<ColourSpace>) 
         return Err(Fault::corrupt(format!("the image data is {}, the header says {expected}", frame.size)));
     }
     let bits = (bytes.len() - decoder.at.min(bytes.len())) as u64 * 8;
-    if bits < frame.bits_min() {
+    if bits < frame.bits_min() && ending == Ending::Complete {
         let (have, need) = (bits / 8, frame.bits_min() / 8);
         return Err(Fault::truncated(format!(
             "{have} bytes of image data, where {} needs at least {need}",
             frame.size
         )));
     }
-    if !frame.progressive && first.components.len() == frame.components.len() {
-        decoder.decode_streaming(&frame, &first)
+    let image = if !frame.progressive && first.components.len() == frame.components.len() {
+        decoder.decode_streaming(&frame, &first)?
     } else {
-        decoder.decode_buffered(frame, first)
-    }
+        decoder.decode_buffered(frame, first)?
+    };
+    Ok((image, decoder.truncated))
 }
 
 struct Decoder<'a> {
@@ -73,6 +91,9 @@ struct Decoder<'a> {
     tables: Tables,
     frame: Option<Frame>,
     colour: Option<ColourSpace>,
+    ending: Ending,
+    /// The data ended too early, and what there is was asked for.
+    truncated: bool,
 }
 
 enum Next {
@@ -138,7 +159,7 @@ impl<'a> Decoder<'a> {
 
     /// One scan that holds the whole image: pixels are made row by row.
     fn decode_streaming(&mut self, frame: &Frame, scan: &Scan) -> Result<RgbImage, Fault> {
-        let mut painter = Painter::new(frame, self.colour_space(frame)?)?;
+        let mut painter = Painter::new(frame, self.colour_space(frame)?, self.ending)?;
         let mut pass = Pass::new(self.bytes, self.at, frame, scan, &self.tables)?;
         for part in &mut pass.parts {
             part.coefficients = zeroed(part.v * part.stride * 64)?;
@@ -147,10 +168,21 @@ impl<'a> Decoder<'a> {
             for part in &mut pass.parts {
                 part.coefficients.fill(0);
             }
-            pass.decode_row(row, 0)?;
+            if !self.truncated {
+                self.truncated = self.ends_early(pass.decode_row(row, 0))?;
+            }
             painter.push((0..frame.components.len()).filter_map(|index| pass.coefficients(index)));
         }
         painter.finish(frame.size)
+    }
+
+    /// Whether a row of MCUs ended too early where it may.
+    fn ends_early(&self, row: Result<(), Fault>) -> Result<bool, Fault> {
+        match row {
+            Ok(()) => Ok(false),
+            Err(fault) if self.ending == Ending::Anywhere && fault.class == ErrorClass::Truncated => Ok(true),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Many scans: coefficients of the whole image are gathered first.
@@ -163,6 +195,9 @@ impl<'a> Decoder<'a> {
         let mut progress = Progress::new(frame.components.len());
         for _ in 0..SCANS_MAX {
             self.at = self.decode_scan(&frame, &scan, &mut coefficients)?;
+            if self.truncated {
+                return self.paint(&frame, &coefficients);
+            }
             progress.note(&scan);
             self.frame = Some(frame);
             let next = self.next_scan();
@@ -171,6 +206,10 @@ impl<'a> Decoder<'a> {
                 Next::Scan(next) => scan = next,
                 Next::End if progress.begun() => return self.paint(&frame, &coefficients),
                 Next::DataEnds if progress.complete() => return self.paint(&frame, &coefficients),
+                Next::End | Next::DataEnds if self.ending == Ending::Anywhere => {
+                    self.truncated = true;
+                    return self.paint(&frame, &coefficients);
+                }
                 Next::End | Next::DataEnds => return Err(Fault::truncated("the file ends before its last scan")),
             }
         }
@@ -178,13 +217,16 @@ impl<'a> Decoder<'a> {
     }
 
     /// Decodes one scan into the coefficients of the image. Returns where the next segment is looked for.
-    fn decode_scan(&self, frame: &Frame, scan: &Scan, coefficients: &mut [Vec<i16>]) -> Result<usize, Fault> {
+    fn decode_scan(&mut self, frame: &Frame, scan: &Scan, coefficients: &mut [Vec<i16>]) -> Result<usize, Fault> {
         let mut pass = Pass::new(self.bytes, self.at, frame, scan, &self.tables)?;
         for part in &mut pass.parts {
             part.coefficients = std::mem::take(&mut coefficients[part.index]);
         }
         for row in 0..pass.rows {
-            pass.decode_row(row, row)?;
+            self.truncated = self.ends_early(pass.decode_row(row, row))?;
+            if self.truncated {
+                break;
+            }
         }
         for part in &mut pass.parts {
             coefficients[part.index] = std::mem::take(&mut part.coefficients);
@@ -198,7 +240,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn paint(&self, frame: &Frame, coefficients: &[Vec<i16>]) -> Result<RgbImage, Fault> {
-        let mut painter = Painter::new(frame, self.colour_space(frame)?)?;
+        let mut painter = Painter::new(frame, self.colour_space(frame)?, self.ending)?;
         for row in 0..frame.mcus_high {
             painter.push(frame.components.iter().zip(coefficients).map(|(component, coefficients)| {
                 let band = component.v * component.block_stride * 64;

@@ -1,5 +1,6 @@
 //! Coefficients to pixels, one row of MCUs after the other.
 
+use super::Ending;
 use super::colour::ColourSpace;
 use super::frame::Frame;
 use super::idct;
@@ -47,16 +48,18 @@ pub(super) struct Painter {
 }
 
 impl Painter {
-    /// For a frame all of whose quantisation tables are known.
-    pub(super) fn new(frame: &Frame, colour: ColourSpace) -> Result<Self, Fault> {
+    /// For a frame all of whose quantisation tables are known, unless its data may end before them: a component of which
+    /// nothing came has no coefficients either.
+    pub(super) fn new(frame: &Frame, colour: ColourSpace, ending: Ending) -> Result<Self, Fault> {
         let (width, height) = (frame.size.width as usize, frame.size.height as usize);
         let mut planes = Vec::new();
         for component in &frame.components {
             let missing = || Fault::corrupt(format!("component {} has no data", component.id));
             let (band, stride) = (component.v * 8, component.block_stride * 8);
             let (h, v) = (frame.h_max / component.h, frame.v_max / component.v);
+            let nothing = (ending == Ending::Anywhere).then_some([0; 64]);
             planes.push(Plane {
-                quant: component.quant.ok_or_else(missing)?,
+                quant: component.quant.or(nothing).ok_or_else(missing)?,
                 band,
                 stride,
                 width: component.width,

@@ -67,6 +67,8 @@ enum RowEnd {
     Sound,
     /// Codes that make no sense.
     Nonsense,
+    /// Bits that are not there. The MCU in which they ran out was completed with zeros, those after it were left alone.
+    Overread,
     /// No restart marker where one must be.
     NoRestart,
 }
@@ -122,7 +124,7 @@ impl<'t> Pass<'t> {
         let end =
             if self.process == Process::Sequential { sequential_row(self, to) } else { progressive_row(self, to) };
         let place = || format!("in row {} of {} rows of blocks", row + 1, self.rows);
-        if self.reader.overread() || end == RowEnd::NoRestart {
+        if matches!(end, RowEnd::Overread | RowEnd::NoRestart) {
             return Err(if self.reader.at_end() {
                 Fault::truncated(format!("the image data ends {}", place()))
             } else {
@@ -160,7 +162,7 @@ impl<'t> Pass<'t> {
 
     #[cold]
     fn restart(&mut self) -> bool {
-        if self.reader.overread() || !self.reader.restart(self.restarts.number) {
+        if !self.reader.restart(self.restarts.number) {
             return false;
         }
         self.restarts.left = self.restarts.interval;
@@ -187,6 +189,9 @@ kernel! {
                         sound &= baseline::block(&mut pass.reader, dc, ac, &mut part.predictor, block);
                     }
                 }
+            }
+            if pass.reader.overread() {
+                return RowEnd::Overread;
             }
         }
         if sound { RowEnd::Sound } else { RowEnd::Nonsense }
@@ -221,6 +226,9 @@ kernel! {
                         }
                     }
                 }
+            }
+            if pass.reader.overread() {
+                return RowEnd::Overread;
             }
         }
         if sound { RowEnd::Sound } else { RowEnd::Nonsense }

@@ -29,7 +29,7 @@ fn end_to_end_images_decode_to_their_hashes() {
         {
             let options = ImageOptions { orientation, alpha: Alpha::Drop, ..ImageOptions::default() };
             let header = read_header(&bytes, name, &options).unwrap();
-            let image = decode(&bytes, &header, &options).unwrap();
+            let image = decode(&bytes, &header, &options).unwrap().image;
             assert_eq!(sha256(image.as_bytes()), entry[key].as_str().unwrap(), "{name}, {key}");
         }
     }

@@ -43,7 +43,7 @@ pub fn prepared(policy: &SlicingPolicy, factory: &CandleFactory, path: &Path, ex
     let bytes = std::fs::read(path).unwrap();
     let header = read_header(&bytes, &path.display().to_string(), &options).unwrap();
     let plan = policy.plan(header.oriented_size(exif)).unwrap();
-    let views = prepare(&bytes, &header, &plan, &options, &factory.card().normalisation).unwrap();
+    let views = prepare(&bytes, &header, &plan, &options, &factory.card().normalisation).unwrap().views;
     let views = views
         .into_iter()
         .map(|v| PreparedView { patches_wide: v.patches_wide, patches_high: v.patches_high, patches: v.patches })

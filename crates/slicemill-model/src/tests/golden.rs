@@ -85,8 +85,8 @@ impl Golden {
         let header = slicemill_image::read_header(&bytes, &path.display().to_string(), &options).unwrap();
         let plan = policy.plan(header.oriented_size(orientation)).unwrap();
         let normalisation = self.factory.card().normalisation;
-        let views = slicemill_image::prepare(&bytes, &header, &plan, &options, &normalisation).unwrap();
-        PreparedImage { plan: Arc::new(plan), views }
+        let prepared = slicemill_image::prepare(&bytes, &header, &plan, &options, &normalisation).unwrap();
+        PreparedImage { plan: Arc::new(plan), views: prepared.views }
     }
 
     fn case(&self, case: &Value, image: &PreparedImage) {

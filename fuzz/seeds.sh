@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Fills fuzz/corpus/<target> with the small files of the test data. Run it from anywhere; it adds, it removes nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seed() { # TARGET FILE...
+    local target=$1
+    mkdir -p "fuzz/corpus/$target"
+    shift
+    for file; do
+        [ "$(stat -c %s "$file")" -le 65536 ] && cp "$file" "fuzz/corpus/$target/$(echo "$file" | tr / _)"
+    done
+    return 0
+}
+mapfile -t images < <(find tests/data/images -type f ! -name '*.csv' ! -name '*.json')
+seed header "${images[@]}"
+seed decode "${images[@]}"
+mapfile -t exif < <(find tests/data/images -name 'exif*' -o -name 'orientation*')
+seed exif tests/data/images/*.tif
+# What stands behind the marker in a JPEG is a block without its carrier.
+for file in "${exif[@]}"; do
+    case $file in *.jpg) tail -c +13 "$file" | head -c 512 >"fuzz/corpus/exif/$(basename "$file").block" ;; esac
+done
+mapfile -t models < <(find tests/data -name tokenizer.model)
+seed tokenizer_model "${models[@]}"
+mapfile -t jobs < <(find examples pipelines -name '*.toml')
+seed job_file "${jobs[@]}"

@@ -1,0 +1,191 @@
+"""Compares slicemill's decoders with Pillow's on the test images of well-known decoders.
+
+    cargo build --release -p slicemill-image --example pixels
+    python tests/reference/image_collections.py target/release/examples/pixels FOLDER...
+
+FOLDER holds the image files of other projects, in any order: the test folders of Pillow, image-rs (image, png, gif,
+tiff, webp, jpeg-decoder), libjpeg-turbo, PngSuite, BMP Suite, libwebp-test-data, libvips, stb, zune-image, corkami and
+metadata-extractor.  Every file is counted; none may crash the decoder or keep it for longer than 20 seconds.  Where
+Pillow decodes a format that slicemill reads, slicemill must: lossless formats to equal pixels, JPEG to within 3 grey
+levels, both with alpha dropped and with alpha on white.  The exit status is 1 when one does not.
+
+What is compared is the rule that slicemill documents, where that is not Pillow's: samples of 16 and 32 bits keep their
+upper byte (Pillow clips those of gray images).
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SECONDS = 20
+FORMATS = {"JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF"}
+ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".rle", ".tif", ".tiff",
+           ".btf", ".bad", ".crash", ".test"}
+TOLERANCE = {"JPEG": 3, "MPO": 3}
+
+
+class Hang(Exception):
+    pass
+
+
+class Ours:
+    """The example program; started again after a crash or a hang."""
+
+    def __init__(self, program: str, *options: str) -> None:
+        self.command, self.process = [program, *options], None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.process.stdout, selectors.EVENT_READ)
+
+    def some(self) -> bytes:
+        if not self.selector.select(SECONDS):
+            self.stop()
+            raise Hang
+        data = os.read(self.process.stdout.fileno(), 1 << 20)
+        if not data:
+            raise RuntimeError(f"crashed with status {self.process.wait()}")
+        return data
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def decode(self, path: Path) -> tuple[str, object]:
+        """`("ok", [height, width, 3] u8)` or `("error" | "crash" | "hang", message)`."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        try:
+            self.process.stdin.write(os.fsencode(path) + b"\n")
+            data = self.some()
+            while b"\n" not in data:
+                data += self.some()
+            line, rest = data.split(b"\n", 1)
+            words = line.decode().split(" ")
+            if words[0] != "ok":
+                return "error", " ".join(words[1:])
+            width, height = int(words[1]), int(words[2])
+            parts, have = [rest], len(rest)
+            while have < width * height * 3:
+                parts.append(self.some())
+                have += len(parts[-1])
+            return "ok", np.frombuffer(b"".join(parts), np.uint8).reshape(height, width, 3)
+        except Hang:
+            return "hang", f"more than {SECONDS} s"
+        except (RuntimeError, BrokenPipeError) as error:
+            return "crash", str(error)
+
+
+def flattened(image: Image.Image, white: bool) -> np.ndarray:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+        samples = np.asarray(image)
+        shift = 24 if image.mode == "I" and image.format == "TIFF" else 8
+        gray = (samples.astype(np.int64) >> shift).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
+    if not white or not image.has_transparency_data:
+        return np.asarray(image.convert("RGB"))
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, (255, 255, 255))
+    canvas.paste(rgba, mask=rgba.getchannel("A"))
+    return np.asarray(canvas)
+
+
+def pillow(data: bytes) -> tuple[str, object]:
+    """`(format, image)`, `("other", format)` for formats that slicemill does not read, or `("error", message)`."""
+
+    def out_of_time(*_) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.alarm(60)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format not in FORMATS:
+                return "other", image.format
+            kind = image.format
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            upright.format = kind
+            return kind, upright
+    except Exception as error:  # noqa: BLE001 - whatever it says, it refuses the file
+        return "error", f"{type(error).__name__}: {error}"
+    finally:
+        signal.alarm(0)
+
+
+def compare(path: Path, ours: dict[bool, Ours]) -> tuple[str, str]:
+    """What became of a file, and the details."""
+    data = path.read_bytes()
+    kind, reference = pillow(data)
+    details = []
+    for white, decoder in ours.items():
+        outcome, result = decoder.decode(path)
+        if outcome in ("crash", "hang"):
+            return outcome, str(result)
+        if kind == "other":
+            return ("foreign", str(reference)) if outcome == "error" else ("only ours", f"Pillow: {reference}")
+        if outcome == "error":
+            if kind == "error":
+                return "both refuse", str(result)
+            return "only Pillow", f"{kind} {reference.mode} {reference.size}: {result}"
+        if kind == "error":
+            return "only ours", f"Pillow: {reference}"
+        expected = flattened(reference, white)
+        if expected.shape != result.shape:
+            return "differ", f"{kind} {reference.mode}: {expected.shape[1::-1]} in Pillow, {result.shape[1::-1]} here"
+        distance = np.abs(expected.astype(np.int16) - result)
+        if distance.max(initial=0) > TOLERANCE.get(kind, 0):
+            share = (distance.max(axis=2) > TOLERANCE.get(kind, 0)).mean()
+            return "differ", (f"{kind} {reference.mode} {reference.size}{' on white' if white else ''}: "
+                              f"{distance.max()} levels, {share:.1%} of the pixels")
+        details.append(int(distance.max(initial=0)))
+    return ("equal" if max(details) == 0 else "within 3"), f"{kind} {max(details)}"
+
+
+def main() -> int:
+    program, *folders = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    ours = {False: Ours(program, "drop"), True: Ours(program)}
+    files = sorted(path for folder in folders for path in Path(folder).rglob("*")
+                   if path.is_file() and path.suffix.lower() in ENDINGS)
+    seen, counts, wrong = set(), collections.Counter(), 0
+    for path in files:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        if digest in seen:
+            counts["again"] += 1
+            continue
+        seen.add(digest)
+        outcome, details = compare(path, ours)
+        if outcome in ("only Pillow", "differ") and digest in KNOWN:
+            outcome = f"known: {KNOWN[digest]}"
+        counts[outcome] += 1
+        if outcome in ("only Pillow", "differ", "crash", "hang"):
+            wrong += 1
+        if outcome in ("only Pillow", "differ", "crash", "hang") or "--all" in os.environ.get("SHOW", ""):
+            print(f"{outcome}\t{digest}\t{path}\t{details}", flush=True)
+    print(f"{len(files)} files, {len(seen)} different")
+    for outcome, count in sorted(counts.items()):
+        print(f"{count:6} {outcome}")
+    return 1 if wrong else 0
+
+
+# Files that are decoded otherwise on purpose, by the first 12 digits of their SHA-256.
+KNOWN: dict[str, str] = {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
