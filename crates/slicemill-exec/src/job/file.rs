@@ -1,7 +1,7 @@
 //! The job as it is written: every key may be missing.
 
 use serde::{Deserialize, Serialize};
-use slicemill_core::{Alpha, OrientationRule, TaskKind, TokenDtype, WindowRounding};
+use slicemill_core::{Alpha, OrientationRule, TaskKind, TokenDtype, Truncated, WindowRounding};
 
 /// A job file, or the same said with flags. [`super::JobDraft`] checks it, [`super::Job`] is the result.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -121,6 +121,9 @@ pub struct ImageSection {
     /// Largest accepted width × height.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pixels_max: Option<u64>,
+    /// Images that end early.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncated: Option<Truncated>,
 }
 
 /// `[prompt]`.

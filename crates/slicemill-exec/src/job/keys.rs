@@ -121,6 +121,12 @@ pub const KEYS: &[Key] = &[
     key("image.orientation", "--orientation", Kind::Choice(&["apply", "ignore"]), "EXIF orientation"),
     key("image.alpha", "--alpha", Kind::Choice(&["white", "black", "drop"]), "what becomes of an alpha channel"),
     key("image.pixels_max", "--pixels-max", count(1, i64::MAX), "largest accepted width × height"),
+    key(
+        "image.truncated",
+        "--allow-truncated",
+        Kind::Choice(&["fail", "allow"]),
+        "what becomes of images that end early",
+    ),
     key("prompt.text", "--prompt", Kind::Text, "the instruction of a caption job"),
     key("questions.ask", "--ask", Kind::TextList, "questions asked about every image"),
     key("questions.file", "--questions", Kind::Text, "questions by image key: jsonl, csv or parquet"),
@@ -232,7 +238,7 @@ mod tests {
             ("slicing.polcy", "did you mean slicing.policy?"),
             ("max_new_tokens", "did you mean generation.max_new_tokens?"),
             ("slicng", "did you mean slicing?"),
-            ("image.zzzzzzzz", "[image] takes orientation, alpha, pixels_max"),
+            ("image.zzzzzzzz", "[image] takes orientation, alpha, pixels_max, truncated"),
             (
                 "xyzzy",
                 "a job has task and the sections input, output, model, slicing, image, prompt, questions, generation, encode",

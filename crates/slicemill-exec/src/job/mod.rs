@@ -20,7 +20,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use slicemill_core::{GenerationParams, ImageOptions, SlicingPolicy, TaskKind, TokenDtype, WindowRounding};
-use slicemill_io::Stores;
+use slicemill_io::{StoreOptions, Stores};
+use slicemill_pipeline::FailureLimit;
 use slicemill_pipeline::backend::DeviceId;
 
 pub use draft::JobDraft;
@@ -139,6 +140,8 @@ pub struct RunOptions {
     pub stores: Stores,
     /// How long a device may be silent before it counts as hung.
     pub device_timeout: Option<Duration>,
+    /// Failed rows at which the run stops.
+    pub max_failed: Option<FailureLimit>,
     /// Where archives and tables are unpacked.
     pub spool: SpoolOptions,
 }
@@ -188,8 +191,9 @@ impl Default for RunOptions {
             fetches: None,
             extend: false,
             part: None,
-            stores: Stores::new(),
+            stores: Stores::new(StoreOptions::new()),
             device_timeout: None,
+            max_failed: None,
             spool: SpoolOptions::default(),
         }
     }

@@ -75,6 +75,7 @@ impl Check<'_> {
                 orientation: image.orientation.unwrap_or(default.orientation),
                 alpha: image.alpha.unwrap_or(default.alpha),
                 pixels_max: image.pixels_max.unwrap_or(default.pixels_max),
+                truncated: image.truncated.unwrap_or(default.truncated),
                 truncated: default.truncated,
             },
             prompt: (task == TaskKind::Caption)

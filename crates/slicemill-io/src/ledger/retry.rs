@@ -197,8 +197,9 @@ impl Ledger {
         let count = rows.len() as u64;
         let metadata = self.file_metadata(Dataset::Failed);
         let schema = arrow_schema(Dataset::Failed, &self.spec);
+        let spec = self.spec.clone();
         let bytes: Bytes = blocking(move || {
-            let batch: RecordBatch = failed_batch(&self.spec, &rows)?;
+            let batch: RecordBatch = failed_batch(&spec, &rows)?;
             let mut encoder = ParquetEncoder::new(schema, &metadata, RowGroupLimits::default())?;
             encoder.push(&batch)?;
             encoder.finish()
