@@ -1,45 +1,45 @@
 //! The dataflow of a chunk: three stages that run at the same time, joined in one future.
 //!
 //! ```text
-//!   read: windows of rows ─▶ fetch ─▶ header, plan        (compressed bytes, row by row)
-//!     │ channel of one window
-//!   prepare: batches ─▶ decode, slice, normalise          (prepared bytes, batch by batch)
+//!   read: windows of rows ─▶ fetch ─▶ header, plan, filter  (compressed bytes, row by row)
+//!     │ channel, bounded by the compressed bytes
+//!   prepare: batches ─▶ decode, slice, normalise            (prepared bytes, batch by batch)
 //!     │ channel, bounded by the prepared bytes
-//!   device: lease ─▶ session on the device thread         (one per chunk)
+//!   device: lease ─▶ session on the device thread           (one per attempt)
 //! ```
 //!
 //! There are no tasks: dropping the future drops all stages, the device session sees that nobody waits, frees what it
 //! holds on the device, and gives the device back.
+//!
+//! An attempt whose device worker died or hung leaves rows without an outcome. They go through all three stages again,
+//! in smaller groups ([`recover`](crate::recover)), in the slot of their chunk. Rows that have an outcome keep it.
 
 use std::{
-    ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, TryStreamExt, future, stream};
-use sha2::{Digest, Sha256};
-use slicemill_core::{BatchLimits, ErrorClass, RowError, RowOutcome, Stage, TaskKind};
+use futures::{
+    future::{self, Either},
+    pin_mut,
+};
+use slicemill_core::{BatchLimits, ErrorClass, RowError, RowOutcome, Stage};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    AnnotateSpec, BackendFactory, BusyStage, DevicePool, Fault, Fetch, FetchError, HostPool, InputRef, Inspected,
-    PipelineError, PreparedImage, Progress, RuntimeLimits,
-    batch::{ImageFacts, PreparedBatch, ReadBatch, ReadRow, batches_of, prepare_row},
-    budget::{ByteBudget, ByteGauge, ByteGrant},
+    AnnotateSpec, BackendFactory, DevicePool, Fault, Fetch, HostPool, InputRef, PipelineError, Progress, RowFilter,
+    RuntimeLimits, Supervision, WorkLost, WorkerLost,
+    batch::{ImageFacts, PreparedBatch},
+    budget::{ByteBudget, ByteGauge},
     host::HostPanic,
-    inspect,
     outcomes::Outcomes,
+    progress::Waiting,
+    recover::{Groups, lost_error},
     session::Session,
-    windows::windows,
 };
-
-/// Pixels in work: decoded RGB, what the decoder keeps beside it, and a turned copy. An estimate that keeps many large
-/// images from being decoded at the same time; small ones hardly notice it.
-const DECODE_BYTES_PER_PIXEL: u64 = 8;
 
 /// What all stages of all chunks share.
 pub(crate) struct Job {
@@ -51,35 +51,73 @@ pub(crate) struct Job {
 
 /// Annotates chunks of rows on a pool of devices.
 pub struct Annotator {
-    job: Arc<Job>,
-    batch_limits: BatchLimits,
+    pub(crate) job: Arc<Job>,
+    pub(crate) batch_limits: BatchLimits,
     pool: Arc<DevicePool>,
-    host: Arc<HostPool>,
+    pub(crate) host: Arc<HostPool>,
+    pub(crate) filter: Option<Arc<dyn RowFilter>>,
     /// Chunks in flight: one per device and one that gets ready.
     slots: Semaphore,
-    fetches: Semaphore,
-    decode: ByteBudget,
-    gauge: Arc<ByteGauge>,
+    pub(crate) fetches: Semaphore,
+    pub(crate) decode: ByteBudget,
     /// Chunks that were begun.
     begun: AtomicU64,
 }
 
-/// One chunk on its way through the stages.
+/// One chunk.
 struct Chunk {
     /// In the order in which chunks were begun.
     number: u64,
     rows: Arc<[InputRef]>,
     fetch: Arc<dyn Fetch>,
-    compressed: ByteBudget,
-    prepared: ByteBudget,
     outcomes: Arc<Outcomes>,
+    /// Rows that were counted as planned.
+    planned: Vec<AtomicBool>,
+}
+
+/// Some rows of a chunk on their way through the stages.
+pub(crate) struct Attempt<'a> {
+    /// Number of the chunk.
+    pub(crate) number: u64,
+    /// All rows of the chunk.
+    pub(crate) rows: Arc<[InputRef]>,
+    /// The rows of this attempt, in order.
+    pub(crate) members: &'a [usize],
+    pub(crate) fetch: &'a dyn Fetch,
+    pub(crate) outcomes: Arc<Outcomes>,
+    planned: &'a [AtomicBool],
+    pub(crate) compressed: ByteBudget,
+    pub(crate) prepared: ByteBudget,
+}
+
+/// Why an attempt has no end.
+enum Stopped {
+    /// Its device's worker was lost.
+    Lost(WorkerLost),
+    Failed(PipelineError),
+}
+
+impl From<PipelineError> for Stopped {
+    fn from(error: PipelineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Attempt<'_> {
+    /// Counts a planned image, once however often it is run.
+    pub(crate) fn count_planned(&self, facts: &ImageFacts, progress: &Progress) {
+        if self.planned.get(facts.index).is_some_and(|planned| !planned.swap(true, Relaxed)) {
+            progress.images_planned.fetch_add(1, Relaxed);
+            progress.views_planned.fetch_add(u64::from(facts.planned.plan.view_count()), Relaxed);
+        }
+    }
 }
 
 impl Annotator {
     /// An annotator of one job. `progress` is updated as rows pass.
     ///
     /// # Errors
-    /// When a limit is zero.
+    /// When a limit is zero or makes no sense.
     pub fn new(
         factory: Arc<dyn BackendFactory>,
         pool: Arc<DevicePool>,
@@ -98,17 +136,26 @@ impl Annotator {
         let devices = pool.devices().len();
         let threads = u32::try_from(host.threads()).unwrap_or(u32::MAX);
         progress.set_workers(limits.fetch_concurrency, threads, u32::try_from(devices).unwrap_or(u32::MAX));
+        progress.set_failure_limit(limits.failures);
         Ok(Self {
             batch_limits,
             pool,
             host,
+            filter: None,
             slots: Semaphore::new(devices + 1),
             fetches: Semaphore::new(limits.fetch_concurrency as usize),
             decode: ByteBudget::new(limits.decode_bytes_max),
-            gauge: Arc::default(),
             begun: AtomicU64::new(0),
             job: Arc::new(Job { factory, spec, limits, progress }),
         })
+    }
+
+    /// Annotates only rows that `filter` keeps; the others are skipped when their plan is known, before any pixel is
+    /// decoded.
+    #[must_use]
+    pub fn with_filter(mut self, filter: Option<Arc<dyn RowFilter>>) -> Self {
+        self.filter = filter;
+        self
     }
 
     /// Chunks that are worked on at the same time; more calls of [`annotate_chunk`](Self::annotate_chunk) wait.
@@ -118,10 +165,11 @@ impl Annotator {
 
     /// Compressed and prepared bytes held by all chunks.
     pub fn gauge(&self) -> &ByteGauge {
-        &self.gauge
+        self.job.progress.gauge()
     }
 
-    /// What all chunks in flight may hold together: compressed and prepared bytes.
+    /// What all chunks in flight may hold together: compressed and prepared bytes, when listed sizes are exact. See
+    /// [`budget`](crate::budget) for what estimates may add.
     pub fn bytes_in_flight_max(&self) -> u64 {
         let limits = &self.job.limits;
         let chunk = limits.window_bytes_max.saturating_mul(2).saturating_add(limits.prepared_bytes_max);
@@ -134,232 +182,111 @@ impl Annotator {
     /// The answer holds all content of the chunk, for encode jobs all its visual tokens: choose the rows of a chunk so
     /// that this fits. Dropping the future cancels the chunk and frees everything, on the device too.
     ///
+    /// Rows that were on a device whose worker died or hung are run again; a row over which that happens again and
+    /// again fails as `worker_died` or `device_hung`.
+    ///
     /// # Errors
-    /// Fatal when the store, the model or a device fails in a way that other rows would meet too. A row that fails
-    /// alone is an outcome.
+    /// Fatal when the store, the model or the last device fails in a way that other rows would meet too;
+    /// [`PipelineError::TooManyFailed`] when more rows of the run failed than it allows. A row that fails alone is an
+    /// outcome.
     pub async fn annotate_chunk(
         &self,
         rows: Vec<InputRef>,
         fetch: Arc<dyn Fetch>,
     ) -> Result<Vec<RowOutcome>, PipelineError> {
+        let progress = &self.job.progress;
+        let too_many = progress.until_too_many_failed();
+        let chunk = Box::pin(self.run_chunk(rows, fetch));
+        pin_mut!(too_many);
+        let outcomes = match future::select(chunk, too_many).await {
+            Either::Left((outcomes, _)) => outcomes?,
+            // The error is made below.
+            Either::Right(_) => Vec::new(),
+        };
+        progress.too_many_failed()?;
+        Ok(outcomes)
+    }
+
+    async fn run_chunk(&self, rows: Vec<InputRef>, fetch: Arc<dyn Fetch>) -> Result<Vec<RowOutcome>, PipelineError> {
         // Never an error: the semaphore is not closed.
         let _slot = self.slots.acquire().await;
-        let limits = &self.job.limits;
-        let budget = |bytes| ByteBudget::with_gauge(bytes, Arc::clone(&self.gauge));
         let chunk = Chunk {
             number: self.begun.fetch_add(1, Relaxed),
             outcomes: Arc::new(Outcomes::new(rows.len())),
+            planned: rows.iter().map(|_| AtomicBool::new(false)).collect(),
             rows: rows.into(),
             fetch,
-            compressed: budget(limits.window_bytes_max.saturating_mul(2)),
-            prepared: budget(limits.prepared_bytes_max),
         };
-        let (windows_in, windows_out) = mpsc::channel(1);
-        let (batches_in, batches_out) = mpsc::unbounded_channel();
-        let read = self.read_windows(&chunk, windows_in);
-        let prepare = self.prepare_windows(&chunk, windows_out, batches_in);
-        let device = self.run_on_device(&chunk, batches_out);
-        future::try_join3(Box::pin(read), Box::pin(prepare), Box::pin(device)).await?;
+        let progress = &self.job.progress;
+        let mut groups = Groups::all(chunk.rows.len());
+        let mut first = true;
+        while let Some(group) = groups.next() {
+            if !first {
+                progress.rows_rerun.fetch_add(group.len() as u64, Relaxed);
+            }
+            first = false;
+            match self.attempt(&chunk, &group).await {
+                Ok(alone) => groups.alone(&alone),
+                Err(Stopped::Failed(error)) => return Err(error),
+                Err(Stopped::Lost(lost)) => {
+                    let pending = chunk.outcomes.pending(&group);
+                    if let Some(culprit) = groups.lost(&group, pending, &lost) {
+                        let (row, error) = (&chunk.rows[culprit.row], lost_error(&lost, culprit.losses));
+                        chunk.outcomes.fail(culprit.row, row, error, culprit.losses, progress);
+                    }
+                }
+            }
+        }
         chunk.outcomes.finish()
     }
 
-    /// Stage one: windows of rows that are read and planned, in input order.
-    async fn read_windows(&self, chunk: &Chunk, out: mpsc::Sender<Vec<ReadRow>>) -> Result<(), PipelineError> {
-        let sizes = chunk.rows.iter().map(|row| row.bytes);
-        for window in windows(sizes, self.job.limits.window_bytes_max) {
-            let read = self.read_window(chunk, window).await?;
-            if !read.is_empty() && out.send(read).await.is_err() {
-                return Ok(()); // The next stage has ended with an error, which is what the caller gets.
-            }
-        }
-        Ok(())
-    }
-
-    async fn read_window(&self, chunk: &Chunk, window: Range<usize>) -> Result<Vec<ReadRow>, PipelineError> {
-        let concurrency = self.job.limits.fetch_concurrency as usize;
-        // Bytes are granted in input order; the reads that have theirs run at the same time.
-        let listed: Vec<_> = window.map(|index| (index, chunk.rows[index].bytes)).collect();
-        let budget = chunk.compressed.clone();
-        let granted = stream::iter(listed).then(move |(index, bytes)| {
-            let budget = budget.clone();
-            async move { (index, budget.acquire(bytes).await) }
-        });
-        let reads = granted.map(|(index, grant)| self.read_row(chunk, index, grant)).buffer_unordered(concurrency);
-        let mut rows: Vec<ReadRow> = reads.try_filter_map(future::ok).try_collect().await?;
-        rows.sort_by_key(|row| row.facts.index);
-        Ok(rows)
-    }
-
-    /// Fetches, hashes and plans one row. `None` when its outcome is already known.
-    async fn read_row(&self, chunk: &Chunk, index: usize, grant: ByteGrant) -> Result<Option<ReadRow>, PipelineError> {
-        let (row, job) = (&chunk.rows[index], &self.job);
-        // A row that fails is put down among the outcomes and read no further.
-        let failed = |error, attempts| {
-            chunk.outcomes.fail(index, row, error, attempts, &job.progress);
-            Ok(None)
+    /// Runs these rows through all stages. Every row then has an outcome, but for those that are returned: a device had
+    /// no memory for them beside others.
+    async fn attempt(&self, chunk: &Chunk, members: &[usize]) -> Result<Vec<usize>, Stopped> {
+        let limits = &self.job.limits;
+        let budget = |bytes| ByteBudget::with_gauge(bytes, Arc::clone(self.job.progress.gauge()));
+        let attempt = Attempt {
+            number: chunk.number,
+            rows: Arc::clone(&chunk.rows),
+            members,
+            fetch: &*chunk.fetch,
+            outcomes: Arc::clone(&chunk.outcomes),
+            planned: &chunk.planned,
+            // New ones for every attempt: a worker that hangs keeps its part of the old ones.
+            compressed: budget(limits.window_bytes_max.saturating_mul(2)),
+            prepared: budget(limits.prepared_bytes_max),
         };
-        if row.prompts.is_empty() && job.spec.task != TaskKind::Encode {
-            chunk.outcomes.skip(index, row, "nothing is asked about it".into(), &job.progress);
-            return Ok(None);
-        }
-        let place = self.fetches.acquire().await;
-        let started = Instant::now();
-        let fetched = chunk.fetch.fetch(row).await;
-        let fetch_time = started.elapsed();
-        drop(place);
-        job.progress.busy(BusyStage::Fetch, fetch_time);
-        let fetched = match fetched {
-            Ok(fetched) => fetched,
-            Err(FetchError::Row { error, attempts }) => return failed(error, attempts),
-            Err(FetchError::Fatal(message)) => return Err(PipelineError::Fatal(message)),
-        };
-        let bytes = fetched.bytes;
-        job.progress.bytes_fetched.fetch_add(bytes.len() as u64, Relaxed);
-        if bytes.len() as u64 > row.bytes && !row.estimated {
-            return failed(grown(row, bytes.len()), fetched.attempts);
-        }
-        let looked = self.look_at(chunk, index, bytes.clone()).await;
-        match looked {
-            Ok(Some((mut facts, views))) => {
-                facts.fetch_ms = millis(fetch_time);
-                job.progress.images_planned.fetch_add(1, Relaxed);
-                job.progress.views_planned.fetch_add(views, Relaxed);
-                Ok(Some(ReadRow { facts, bytes, grant }))
-            }
-            Ok(None) => Ok(None),
-            Err(Fault::Row(error)) => failed(error, fetched.attempts),
-            Err(Fault::Fatal(message)) => Err(PipelineError::Fatal(message)),
-        }
-    }
-
-    /// Header, plan and hash on the CPU pool. `None` when the object was skipped.
-    async fn look_at(
-        &self,
-        chunk: &Chunk,
-        index: usize,
-        bytes: bytes::Bytes,
-    ) -> Result<Option<(ImageFacts, u64)>, Fault> {
-        let (job, rows) = (Arc::clone(&self.job), Arc::clone(&chunk.rows));
-        let looked = self.host.run(chunk.number, move || {
-            let started = Instant::now();
-            let inspected = inspect(&bytes, bytes.len() as u64, &rows[index], &job.spec, &*job.factory);
-            let looked = inspected.and_then(|inspected| match inspected {
-                Inspected::Planned { header, row } => Ok(Ok((header, row, sha256_hex(&bytes)))),
-                Inspected::Skipped(reason) => Ok(Err(reason)),
-                Inspected::NeedMore { bytes: needed } => Err(Fault::Row(header_beyond(needed, bytes.len()))),
-            });
-            job.progress.busy(BusyStage::Prepare, started.elapsed());
-            looked
-        });
-        let looked = looked.await.map_err(|panic| panicked(panic, Stage::Header))?;
-        Ok(match looked? {
-            Ok((header, planned, sha256)) => {
-                let views = u64::from(planned.plan.view_count());
-                Some((ImageFacts { index, header, planned, sha256, fetch_ms: 0.0, prepare_ms: 0.0 }, views))
-            }
-            Err(reason) => {
-                chunk.outcomes.skip(index, &chunk.rows[index], reason, &self.job.progress);
-                None
-            }
-        })
-    }
-
-    /// Stage two: batches with their pixels, in order. Several are in preparation at the same time, as many as their
-    /// bytes allow.
-    async fn prepare_windows(
-        &self,
-        chunk: &Chunk,
-        windows: mpsc::Receiver<Vec<ReadRow>>,
-        out: mpsc::UnboundedSender<PreparedBatch>,
-    ) -> Result<(), PipelineError> {
-        let windows = stream::unfold(windows, |mut windows| async move { Some((windows.recv().await?, windows)) });
-        let batches = windows.flat_map(|rows| stream::iter(batches_of(rows, self.batch_limits)));
-        let budget = chunk.prepared.clone();
-        let granted = batches.zip(stream::iter(0_u32..)).then(move |(batch, id)| {
-            let budget = budget.clone();
-            async move {
-                let grant = budget.acquire(batch.shape.bytes).await;
-                (id, batch, grant)
-            }
-        });
-        // Batches of one image each still keep every thread of the pool busy.
-        let ahead = self.host.threads().saturating_mul(2).max(2);
-        let prepared = granted.map(|(id, batch, grant)| self.prepare_batch(chunk, id, batch, grant)).buffered(ahead);
-        prepared
-            .try_for_each(|batch| {
-                // An error means that the device stage has ended with an error, which is what the caller gets.
-                if !batch.images.is_empty() {
-                    drop(out.send(batch));
-                }
-                future::ready(Ok(()))
-            })
-            .await
-    }
-
-    async fn prepare_batch(
-        &self,
-        chunk: &Chunk,
-        id: u32,
-        batch: ReadBatch,
-        grant: ByteGrant,
-    ) -> Result<PreparedBatch, PipelineError> {
-        let rows = batch.rows.into_iter().map(|row| self.prepare_one(chunk, row));
-        let prepared = future::try_join_all(rows).await?;
-        let (facts, images) = prepared.into_iter().flatten().unzip();
-        Ok(PreparedBatch { id, facts, images, grant: Arc::new(grant) })
-    }
-
-    /// The pixels of one image. `None` when it failed, which leaves its batch as it is.
-    async fn prepare_one(
-        &self,
-        chunk: &Chunk,
-        row: ReadRow,
-    ) -> Result<Option<(ImageFacts, PreparedImage)>, PipelineError> {
-        let index = row.facts.index;
-        let pixels = row.facts.header.stored.pixels();
-        let in_work = self.decode.acquire(pixels.saturating_mul(DECODE_BYTES_PER_PIXEL)).await;
-        let job = Arc::clone(&self.job);
-        let prepared = self.host.run(chunk.number, move || {
-            let started = Instant::now();
-            let (mut facts, image) = prepare_row(row, &job.spec, &job.factory.card().normalisation);
-            let time = started.elapsed();
-            drop(in_work);
-            job.progress.busy(BusyStage::Prepare, time);
-            facts.prepare_ms = millis(time);
-            image.map(|image| (facts, image))
-        });
-        let prepared = match prepared.await {
-            Ok(prepared) => prepared.map_err(Fault::Row),
-            Err(panic) => Err(panicked(panic, Stage::Decode)),
-        };
-        match prepared {
-            Ok((facts, image)) => {
-                check_views(&chunk.rows[index], &image)?;
-                Ok(Some((facts, image)))
-            }
-            Err(Fault::Row(error)) => {
-                chunk.outcomes.fail(index, &chunk.rows[index], error, 1, &self.job.progress);
-                Ok(None)
-            }
-            Err(Fault::Fatal(message)) => Err(PipelineError::Fatal(message)),
-        }
+        let (windows_in, windows_out) = mpsc::unbounded_channel();
+        let (batches_in, batches_out) = mpsc::unbounded_channel();
+        let read = async { Ok(self.read_windows(&attempt, windows_in).await?) };
+        let prepare = async { Ok(self.prepare_windows(&attempt, windows_out, batches_in).await?) };
+        let device = self.run_on_device(&attempt, batches_out);
+        let ((), (), alone) = future::try_join3(Box::pin(read), Box::pin(prepare), Box::pin(device)).await?;
+        Ok(alone)
     }
 
     /// Stage three: asks for a device when the first batch is ready and keeps it until the last.
     async fn run_on_device(
         &self,
-        chunk: &Chunk,
+        attempt: &Attempt<'_>,
         mut batches: mpsc::UnboundedReceiver<PreparedBatch>,
-    ) -> Result<(), PipelineError> {
-        let Some(first) = batches.recv().await else { return Ok(()) };
+    ) -> Result<Vec<usize>, Stopped> {
+        let Some(first) = batches.recv().await else { return Ok(Vec::new()) };
+        let waiting = Instant::now();
         let lease = self.pool.lease().await?;
+        self.job.progress.waited(Waiting::Lease, waiting.elapsed());
         let device = lease.device();
-        let (job, rows, outcomes) = (Arc::clone(&self.job), Arc::clone(&chunk.rows), Arc::clone(&chunk.outcomes));
+        let (job, rows, outcomes) = (Arc::clone(&self.job), Arc::clone(&attempt.rows), Arc::clone(&attempt.outcomes));
         let patches_max = self.batch_limits.patches_max;
-        let session = lease.run(move |backend, cancel| {
-            Session::new(backend, cancel, device, &job, &rows, &outcomes, patches_max).run(first, batches)
+        let supervision = Supervision::new(&self.job.limits, Arc::clone(&self.job.progress));
+        let session = lease.run(supervision, move |backend, pulse| {
+            Session::new(backend, pulse, device, &job, &rows, &outcomes, patches_max).run(first, batches)
         });
-        session.await?
+        match session.await {
+            Ok(ended) => Ok(ended?),
+            Err(WorkLost::Worker(lost)) => Err(Stopped::Lost(lost)),
+            Err(WorkLost::Pool(error)) => Err(Stopped::Failed(error)),
+        }
     }
 }
 
@@ -373,58 +300,24 @@ fn check_limits(limits: &RuntimeLimits) -> Result<(), PipelineError> {
         ("prepared_bytes_max", limits.prepared_bytes_max),
         ("decode_bytes_max", limits.decode_bytes_max),
     ];
-    match zero.iter().find(|(_, value)| *value == 0) {
-        Some((name, _)) => Err(PipelineError::Limits(format!("{name} is 0; nothing could run, give at least 1"))),
-        None => Ok(()),
+    if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
+        return Err(PipelineError::Limits(format!("{name} is 0; nothing could run, give at least 1")));
     }
-}
-
-/// The prepared views must be those of the plan, or planned and produced tokens would differ.
-fn check_views(row: &InputRef, image: &PreparedImage) -> Result<(), PipelineError> {
-    let patch_len = 3 * image.plan.patch as usize * image.plan.patch as usize;
-    let planned = image.plan.views();
-    let equal = planned.len() == image.views.len()
-        && planned.iter().zip(&image.views).all(|(view, prepared)| {
-            (view.patches_wide, view.patches_high) == (prepared.patches_wide, prepared.patches_high)
-                && prepared.patches.len() == view.patches() as usize * patch_len
-        });
-    if equal {
-        return Ok(());
+    match limits.failures.share {
+        Some(share) if !(0.0..=1.0).contains(&share) => {
+            Err(PipelineError::Limits(format!("failures.share is {share}; give a share from 0 to 1")))
+        }
+        _ => Ok(()),
     }
-    Err(PipelineError::Fatal(format!(
-        "the prepared views of {} are not those of its plan; this is a defect of slicemill",
-        row.source
-    )))
-}
-
-fn header_beyond(needed: u64, bytes: usize) -> RowError {
-    let message = format!("the header asks for {needed} bytes of {bytes}; export the image anew");
-    RowError::new(ErrorClass::BadHeader, Stage::Header, message)
-}
-
-/// An object that outgrew the memory reserved for it.
-fn grown(row: &InputRef, bytes: usize) -> RowError {
-    let message = format!(
-        "the object has {bytes} bytes, the listing says {}; it changed after the job was frozen: start a new output \
-         to take it in",
-        row.bytes
-    );
-    RowError::new(ErrorClass::SourceChanged, Stage::Fetch, message)
 }
 
 /// A panic over one row's bytes is that row's failure.
-fn panicked(panic: HostPanic, stage: Stage) -> Fault {
+pub(crate) fn panicked(panic: HostPanic, stage: Stage) -> Fault {
     Fault::Row(RowError::new(
         ErrorClass::Corrupt,
         stage,
         format!("reading it panicked ({}); please report this file as a defect", panic.0),
     ))
-}
-
-fn sha256_hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digest = Sha256::digest(bytes);
-    digest.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
 pub(crate) fn millis(time: Duration) -> f32 {

@@ -18,6 +18,8 @@ pub(crate) struct ImageFacts {
     pub(crate) sha256: String,
     pub(crate) fetch_ms: f32,
     pub(crate) prepare_ms: f32,
+    /// Its bytes end before the image does; known when its pixels are.
+    pub(crate) truncated: bool,
 }
 
 /// A row that was read and planned and waits for its pixels.
@@ -88,16 +90,18 @@ pub(crate) fn batches_of(rows: Vec<ReadRow>, limits: BatchLimits) -> Vec<ReadBat
         .collect()
 }
 
-/// Decodes, cuts and normalises. Frees the compressed bytes.
+/// Decodes, cuts and normalises. Frees the compressed bytes. An image that is cut short fails here, so what comes out is
+/// whole.
 pub(crate) fn prepare_row(
     row: ReadRow,
     spec: &AnnotateSpec,
     normalisation: &Normalisation,
 ) -> (ImageFacts, Result<PreparedImage, RowError>) {
-    let ReadRow { facts, bytes, grant } = row;
-    let plan = &facts.planned.plan;
-    let prepared = slicemill_image::prepare(&bytes, &facts.header, plan, &spec.image, normalisation);
+    let ReadRow { mut facts, bytes, grant } = row;
+    let plan = Arc::clone(&facts.planned.plan);
+    let prepared = slicemill_image::prepare(&bytes, &facts.header, &plan, &spec.image, normalisation);
     drop((bytes, grant));
-    let image = prepared.map(|prepared| PreparedImage { plan: Arc::clone(plan), views: prepared.views });
+    facts.truncated = prepared.as_ref().is_ok_and(|prepared| prepared.truncated);
+    let image = prepared.map(|prepared| PreparedImage { plan, views: prepared.views });
     (facts, image)
 }

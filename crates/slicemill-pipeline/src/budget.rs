@@ -11,6 +11,14 @@
 //! A request larger than its whole budget is let in alone: it waits until nothing else is held and then holds
 //! everything. So at most max(budget, largest request) is held.
 //!
+//! # Sizes that were estimated
+//!
+//! A row whose listed size is an estimate is granted the estimate and, once it is read, what it really has
+//! ([`ByteGrant::resize`]). Growing never waits, so a read that has begun always ends; what it takes beyond the budget
+//! is a debt, and nobody gets anything until grants that are dropped have paid it. Of a chunk, at most
+//! `fetch_concurrency` rows have a grant and are not read yet. So a chunk holds at most its compressed budget and
+//! `fetch_concurrency` objects of the largest size. Objects have a limit of their own in the store.
+//!
 //! # Why every chunk ends
 //!
 //! Devices + 1 chunks are in flight, each with its own compressed and prepared budget. They are not drawn from one
@@ -24,23 +32,27 @@
 //!    has not been encoded therefore never waits behind a later one: it has its bytes, or it gets them when the
 //!    batches before it have been encoded. Decoding it needs only 1.
 //! 3. *Compressed bytes* are asked for row by row in input order, and all rows of a window before any of the next.
-//!    A window fits the budget, or is a single row that is let in alone. The rows of the first window that is not
-//!    completely decoded never wait behind a later one: they have their bytes or get them when the windows before
-//!    have been decoded, which needs 2. When all are read, their batches are planned, and decoding them needs 2.
+//!    The budget is two windows. By listed sizes a window fits one, or is a single row that is let in alone; and rows
+//!    that turned out larger are handed on as a window of their own as soon as they fill one. So a row that waits is
+//!    held up by less than a window of its own kind, beside which it fits, and by windows that were handed on. Those
+//!    never wait behind later rows: when their rows are read, their batches are planned, and decoding them needs 2.
 //! 4. *A device* is given in order of asking to a chunk that has a batch ready. It keeps the device until its last
 //!    batch. Its further batches need 1 to 3, of which nothing is held by a chunk that waits for a device except the
 //!    leaves in 1. So it ends, and the next gets the device.
-//! 5. *A chunk slot* is held by a chunk in flight, which ends by 4.
+//! 5. *A chunk slot* is held by a chunk in flight, which ends by 4. Rows that are run again, after their device's
+//!    worker was lost, run with new budgets in the same slot.
 //!
 //! On a device, a batch is encoded when a sequence could start and none waits, so a chunk never waits for itself:
 //! sequences in flight end at their token cap whether or not more batches come.
+//!
+//! A worker that hangs and is left behind keeps the prepared bytes of its session; the gauge goes on counting them.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 /// Budgets are counted in units of this many bytes, rounded up, because a semaphore hands out at most `u32` permits.
 const UNIT_BYTES: u64 = 1024;
@@ -67,14 +79,49 @@ impl ByteGauge {
         let held = self.held.fetch_add(bytes, Relaxed) + bytes;
         self.peak.fetch_max(held, Relaxed);
     }
+
+    fn take(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Relaxed);
+    }
 }
 
 /// A semaphore in bytes, served in order of arrival.
 #[derive(Debug, Clone)]
 pub struct ByteBudget {
-    units: Arc<Semaphore>,
-    units_max: u32,
+    shared: Arc<Shared>,
     gauge: Arc<ByteGauge>,
+}
+
+/// At all times: free units + units of grants − debt = `units_max`. Units that wait for the next in turn to have all it
+/// asked for are among the free ones.
+#[derive(Debug)]
+struct Shared {
+    free: Arc<Semaphore>,
+    units_max: u32,
+    /// Units that grants took beyond what was free.
+    debt: Mutex<usize>,
+}
+
+impl Shared {
+    /// Units that `bytes` are counted as. All of the budget is the most: who has it is alone.
+    fn units(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.units_max)
+    }
+
+    fn take_at_once(&self, units: u32) {
+        let mut debt = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
+        let units = units as usize;
+        *debt += units - self.free.forget_permits(units);
+    }
+
+    /// Debts are paid first.
+    fn give_back(&self, units: u32) {
+        let mut debt = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
+        let units = units as usize;
+        let paid = units.min(*debt);
+        *debt -= paid;
+        self.free.add_permits(units - paid);
+    }
 }
 
 impl ByteBudget {
@@ -87,16 +134,25 @@ impl ByteBudget {
     pub fn with_gauge(bytes_max: u64, gauge: Arc<ByteGauge>) -> Self {
         let most = u64::from(u32::MAX).min(Semaphore::MAX_PERMITS as u64);
         let units_max = u32::try_from((bytes_max / UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX);
-        Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max, gauge }
+        let free = Arc::new(Semaphore::new(units_max as usize));
+        Self { shared: Arc::new(Shared { free, units_max, debt: Mutex::default() }), gauge }
+    }
+
+    /// What a budget that is large enough counts for `bytes`: whole KiB, and one for nothing.
+    pub const fn counted(bytes: u64) -> u64 {
+        let units = bytes.div_ceil(UNIT_BYTES);
+        if units == 0 { UNIT_BYTES } else { units.saturating_mul(UNIT_BYTES) }
     }
 
     /// Waits until `bytes` can be held. More than the whole budget waits until nothing is held.
     pub async fn acquire(&self, bytes: u64) -> ByteGrant {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.units_max);
-        // The semaphore is never closed.
-        let permit = Arc::clone(&self.units).acquire_many_owned(units).await.ok();
+        let units = self.shared.units(bytes);
+        // The semaphore is never closed. The grant gives the units back itself, because it may have to pay a debt.
+        if let Ok(permit) = self.shared.free.acquire_many(units).await {
+            permit.forget();
+        }
         self.gauge.add(bytes);
-        ByteGrant { bytes, gauge: Arc::clone(&self.gauge), _permit: permit }
+        ByteGrant { bytes, units, shared: Arc::clone(&self.shared), gauge: Arc::clone(&self.gauge) }
     }
 
     /// What this budget's gauge counts.
@@ -109,45 +165,33 @@ impl ByteBudget {
 #[derive(Debug)]
 pub struct ByteGrant {
     bytes: u64,
+    units: u32,
+    shared: Arc<Shared>,
     gauge: Arc<ByteGauge>,
-    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl ByteGrant {
+    /// Makes this a grant of `bytes`, at once: what it has too many of goes back, and what is not free is a debt that
+    /// is paid before anybody else gets something.
+    pub fn resize(&mut self, bytes: u64) {
+        let units = self.shared.units(bytes);
+        if units > self.units {
+            self.shared.take_at_once(units - self.units);
+        } else {
+            self.shared.give_back(self.units - units);
+        }
+        self.gauge.add(bytes);
+        self.gauge.take(self.bytes);
+        (self.bytes, self.units) = (bytes, units);
+    }
 }
 
 impl Drop for ByteGrant {
     fn drop(&mut self) {
-        self.gauge.held.fetch_sub(self.bytes, Relaxed);
+        self.gauge.take(self.bytes);
+        self.shared.give_back(self.units);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt;
-
-    use super::*;
-
-    #[test]
-    fn a_large_request_is_let_in_alone() {
-        let budget = ByteBudget::new(10 * 1024);
-        let small = budget.acquire(1).now_or_never().unwrap();
-        let mut large = Box::pin(budget.acquire(1 << 40));
-        assert!(large.as_mut().now_or_never().is_none(), "something else is held");
-        assert!(budget.acquire(1).now_or_never().is_none(), "requests are served in order of arrival");
-        drop(small);
-        let large = large.now_or_never().unwrap();
-        assert!(budget.acquire(1).now_or_never().is_none(), "the large request is alone");
-        drop(large);
-        assert!(budget.acquire(10 * 1024).now_or_never().is_some());
-        assert_eq!((budget.gauge().held_bytes(), budget.gauge().peak_bytes()), (0, 1 << 40));
-    }
-
-    #[test]
-    fn an_abandoned_request_frees_its_place() {
-        let budget = ByteBudget::new(2 * 1024);
-        let held = budget.acquire(1024).now_or_never().unwrap();
-        let mut waiting = Box::pin(budget.acquire(2048));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        drop(waiting);
-        assert!(budget.acquire(1024).now_or_never().is_some());
-        drop(held);
-    }
-}
+mod tests;

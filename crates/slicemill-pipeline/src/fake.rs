@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -43,6 +43,9 @@ pub enum FakeFailure {
     Error(Fate, ErrorClass),
     /// With a panic.
     Panic,
+    /// It does not return until [`FakeFactory::release_hangs`], or for half a minute; then it goes on as if nothing had
+    /// been.
+    Hang,
 }
 
 /// Failure of the calls `nth` to `nth + times − 1` of a kind, counted from 1 over all devices.
@@ -58,6 +61,28 @@ pub struct FakeFault {
     pub failure: FakeFailure,
 }
 
+/// An image that makes calls fail, wherever it is and whatever is beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FakePoison {
+    /// Its width.
+    pub width: u32,
+    /// [`FakeCall::Encode`], [`FakeCall::ReadTokens`], [`FakeCall::Admit`] or [`FakeCall::Step`].
+    pub call: FakeCall,
+    /// How many calls fail before it is harmless.
+    pub times: u64,
+    /// How.
+    pub failure: FakeFailure,
+}
+
+/// A call runs out of memory when more than this is on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FakeMemory {
+    /// [`FakeCall::Encode`], [`FakeCall::ReadTokens`], [`FakeCall::Admit`] or [`FakeCall::Step`].
+    pub call: FakeCall,
+    /// Views of all images on the device; for an encode with those of its batch.
+    pub views_max: usize,
+}
+
 /// How the fake behaves.
 #[derive(Debug, Clone)]
 pub struct FakeOptions {
@@ -65,6 +90,10 @@ pub struct FakeOptions {
     pub limits: BackendLimits,
     /// Calls that fail.
     pub faults: Vec<FakeFault>,
+    /// Images that make calls fail.
+    pub poison: Vec<FakePoison>,
+    /// Limits of the device's memory.
+    pub memory: Vec<FakeMemory>,
     /// More views than this in one encode run out of memory, even those of one image.
     pub views_memory_max: Option<u32>,
     /// A step of more sequences than this runs out of memory.
@@ -82,6 +111,8 @@ impl Default for FakeOptions {
         Self {
             limits: BackendLimits { batch_views_max: 1024, batch_patches_max: 1 << 20, sequences_max: 64 },
             faults: Vec::new(),
+            poison: Vec::new(),
+            memory: Vec::new(),
             views_memory_max: None,
             sequences_memory_max: None,
             bad_prompt: None,
@@ -96,6 +127,18 @@ impl Default for FakeOptions {
 pub struct FakeCounts {
     /// Calls by kind, the failed ones too.
     pub calls: BTreeMap<FakeCall, u64>,
+    /// Faults and poison that struck, by call.
+    pub fired: BTreeMap<FakeCall, u64>,
+    /// Calls that ran out of memory.
+    pub out_of_memory: u64,
+    /// Times each poison struck, in the order of the options.
+    pub poisoned: BTreeMap<usize, u64>,
+    /// Calls that hang now.
+    pub hanging: usize,
+    /// Backends that were opened.
+    pub opened: usize,
+    /// Backends that were dropped.
+    pub closed: usize,
     /// How often each image (hash of its pixels) was encoded with success.
     pub encoded: BTreeMap<u64, u64>,
     /// Views of every successful encode.
@@ -122,6 +165,29 @@ pub struct FakeFactory {
     card: ModelCard,
     options: FakeOptions,
     counts: Arc<Mutex<FakeCounts>>,
+    gate: Arc<Gate>,
+}
+
+/// Longest time a call hangs, so that a test that forgets to release it ends.
+const HANG_MAX: Duration = Duration::from_secs(30);
+
+/// What calls hang on.
+#[derive(Debug, Default)]
+struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn wait(&self) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.opened.wait_timeout_while(open, HANG_MAX, |open| !*open));
+    }
+
+    fn open(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
 }
 
 impl FakeFactory {
@@ -146,7 +212,12 @@ impl FakeFactory {
             default_prompt: "Describe.".into(),
             generation: GenerationParams { max_new_tokens: 12, ..GenerationParams::default() },
         };
-        Self { card, options, counts: Arc::default() }
+        Self { card, options, counts: Arc::default(), gate: Arc::default() }
+    }
+
+    /// Lets calls that hang go on; none hangs from now on.
+    pub fn release_hangs(&self) {
+        self.gate.open();
     }
 
     /// What was counted so far.
@@ -179,13 +250,16 @@ impl BackendFactory for FakeFactory {
     }
 
     fn open(&self, device: DeviceId) -> Result<Box<dyn Backend>, BackendError> {
-        let backend = FakeBackend {
+        lock(&self.counts).opened += 1;
+        let mut backend = FakeBackend {
             device,
             options: self.options.clone(),
             counts: Arc::clone(&self.counts),
+            gate: Arc::clone(&self.gate),
             next: 0,
             images: BTreeMap::new(),
             in_flight: Vec::new(),
+            broken: false,
         };
         backend.count(FakeCall::Open)?;
         Ok(Box::new(backend))
@@ -194,6 +268,7 @@ impl BackendFactory for FakeFactory {
 
 struct FakeImage {
     hash: u64,
+    width: u32,
     visual_tokens: u32,
     views: usize,
 }
@@ -213,9 +288,12 @@ struct FakeBackend {
     device: DeviceId,
     options: FakeOptions,
     counts: Arc<Mutex<FakeCounts>>,
+    gate: Arc<Gate>,
     next: u64,
     images: BTreeMap<VisualHandle, FakeImage>,
     in_flight: Vec<FakeSequence>,
+    /// It panicked, so it need not be empty when it is closed.
+    broken: bool,
 }
 
 impl FakeBackend {
@@ -229,8 +307,7 @@ impl FakeBackend {
     }
 
     /// Counts a call and fails it when it is its turn.
-    #[allow(clippy::panic, reason = "the fake panics on demand, to test what the pipeline does about it")]
-    fn count(&self, call: FakeCall) -> Result<(), BackendError> {
+    fn count(&mut self, call: FakeCall) -> Result<(), BackendError> {
         let number = {
             let mut counts = lock(&self.counts);
             let number = counts.calls.entry(call).or_default();
@@ -238,13 +315,58 @@ impl FakeBackend {
             *number
         };
         let turn = |fault: &&FakeFault| fault.call == call && (fault.nth..fault.nth + fault.times).contains(&number);
-        match self.options.faults.iter().find(turn).map(|fault| &fault.failure) {
+        match self.options.faults.iter().find(turn).map(|fault| fault.failure.clone()) {
             None => Ok(()),
-            Some(FakeFailure::Error(fate, class)) => {
-                Err(BackendError { fate: *fate, class: *class, message: format!("{call:?} {number} failed on demand") })
-            }
-            Some(FakeFailure::Panic) => panic!("{call:?} {number} panicked on demand"),
+            Some(failure) => self.strike(call, &format!("{call:?} {number}"), &failure),
         }
+    }
+
+    /// Fails a call that has poison in it.
+    fn poisoned(&mut self, call: FakeCall, widths: &[u32]) -> Result<(), BackendError> {
+        let mut counts = lock(&self.counts);
+        let strikes = self.options.poison.iter().enumerate().find(|(at, poison)| {
+            let struck = counts.poisoned.get(at).copied().unwrap_or_default();
+            poison.call == call && widths.contains(&poison.width) && struck < poison.times
+        });
+        let Some((at, poison)) = strikes else { return Ok(()) };
+        *counts.poisoned.entry(at).or_default() += 1;
+        drop(counts);
+        let (what, failure) = (format!("{call:?} of an image {} pixels wide", poison.width), poison.failure.clone());
+        self.strike(call, &what, &failure)
+    }
+
+    #[allow(clippy::panic, reason = "the fake panics on demand, to test what the pipeline does about it")]
+    fn strike(&mut self, call: FakeCall, what: &str, failure: &FakeFailure) -> Result<(), BackendError> {
+        *lock(&self.counts).fired.entry(call).or_default() += 1;
+        match failure {
+            FakeFailure::Error(fate, class) => {
+                Err(BackendError { fate: *fate, class: *class, message: format!("{what} failed on demand") })
+            }
+            FakeFailure::Panic => {
+                self.broken = true;
+                panic!("{what} panicked on demand")
+            }
+            FakeFailure::Hang => {
+                lock(&self.counts).hanging += 1;
+                self.gate.wait();
+                lock(&self.counts).hanging -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs out of memory when there is too much on the device, with `more` views.
+    fn remember(&self, call: FakeCall, more: usize) -> Result<(), BackendError> {
+        let views = more + self.images.values().map(|image| image.views).sum::<usize>();
+        if self.options.memory.iter().any(|memory| memory.call == call && views > memory.views_max) {
+            return Err(self.out_of_memory(&format!("no memory for {call:?} with {views} views on the device")));
+        }
+        Ok(())
+    }
+
+    fn out_of_memory(&self, message: &str) -> BackendError {
+        lock(&self.counts).out_of_memory += 1;
+        Self::row_error(ErrorClass::OutOfMemory, message)
     }
 
     fn row_error(class: ErrorClass, message: &str) -> BackendError {
@@ -272,9 +394,12 @@ impl Backend for FakeBackend {
         self.count(FakeCall::Encode)?;
         self.check_batch(images);
         std::thread::sleep(self.options.call_time);
+        let widths: Vec<u32> = images.iter().map(|image| image.plan.image.width).collect();
+        self.poisoned(FakeCall::Encode, &widths)?;
         let views: usize = images.iter().map(|image| image.views.len()).sum();
+        self.remember(FakeCall::Encode, views)?;
         if self.options.views_memory_max.is_some_and(|most| views > most as usize) {
-            return Err(Self::row_error(ErrorClass::OutOfMemory, "no memory for so many views"));
+            return Err(self.out_of_memory("no memory for so many views"));
         }
         if images.iter().any(|image| Some(image.plan.image.width) == self.options.bad_width) {
             return Err(Self::row_error(ErrorClass::ModelFailed, "an image cannot be encoded"));
@@ -284,7 +409,7 @@ impl Backend for FakeBackend {
             let handle = VisualHandle(self.next());
             let (hash, views) = (pixel_hash(image), image.views.len());
             let visual_tokens = u32::try_from(image.plan.visual_tokens(TokenRule::Queries(4))).unwrap_or(u32::MAX);
-            self.images.insert(handle, FakeImage { hash, visual_tokens, views });
+            self.images.insert(handle, FakeImage { hash, width: image.plan.image.width, visual_tokens, views });
             handles.push(handle);
         }
         let mut counts = lock(&self.counts);
@@ -299,12 +424,15 @@ impl Backend for FakeBackend {
 
     fn read_tokens(&mut self, image: VisualHandle) -> Result<Vec<f32>, BackendError> {
         self.count(FakeCall::ReadTokens)?;
-        let Some(known) = self.images.get(&image) else {
+        let Some((hash, width, views)) = self.images.get(&image).map(|known| (known.hash, known.width, known.views))
+        else {
             self.breach(format!("tokens of image {} were read, which is not here", image.0));
             return Err(Self::row_error(ErrorClass::ModelFailed, "no such image"));
         };
-        let mut state = known.hash;
-        let values = known.views * 4 * 3;
+        self.poisoned(FakeCall::ReadTokens, &[width])?;
+        self.remember(FakeCall::ReadTokens, 0)?;
+        let mut state = hash;
+        let values = views * 4 * 3;
         Ok((0..values).map(|_| (mix(&mut state) >> 40) as f32 / (1 << 24) as f32).collect())
     }
 
@@ -318,6 +446,10 @@ impl Backend for FakeBackend {
         if self.free_sequences() == 0 {
             self.breach("a sequence was admitted though none was free".into());
         }
+        if let Some(width) = self.images.get(&request.image).map(|image| image.width) {
+            self.poisoned(FakeCall::Admit, &[width])?;
+        }
+        self.remember(FakeCall::Admit, 0)?;
         let Some(image) = self.images.get(&request.image) else {
             self.breach(format!("a prompt about image {} was admitted, which is not here", request.image.0));
             return Err(Self::row_error(ErrorClass::ModelFailed, "no such image"));
@@ -349,8 +481,12 @@ impl Backend for FakeBackend {
         } else {
             self.breach("a step without sequences".into());
         }
+        let widths = self.in_flight.iter().filter_map(|sequence| self.images.get(&sequence.image));
+        let widths: Vec<u32> = widths.map(|image| image.width).collect();
+        self.poisoned(FakeCall::Step, &widths).map_err(|error| (None, error))?;
+        self.remember(FakeCall::Step, 0).map_err(|error| (None, error))?;
         if self.options.sequences_memory_max.is_some_and(|most| self.in_flight.len() > most as usize) {
-            return Err((None, Self::row_error(ErrorClass::OutOfMemory, "no memory for so many sequences")));
+            return Err((None, self.out_of_memory("no memory for so many sequences")));
         }
         let is_bad = |sequence: &FakeSequence| {
             let bad = self.options.bad_prompt.as_ref();
@@ -434,11 +570,14 @@ impl FakeSequence {
 
 impl Drop for FakeBackend {
     fn drop(&mut self) {
-        let held = !self.images.is_empty() || !self.in_flight.is_empty();
-        if held && !std::thread::panicking() {
-            let (images, sequences) = (self.images.len(), self.in_flight.len());
+        let (images, sequences) = (self.images.len(), self.in_flight.len());
+        if images + sequences > 0 && !self.broken {
             self.breach(format!("closed with {images} images and {sequences} sequences"));
         }
+        let mut counts = lock(&self.counts);
+        counts.images_live -= images;
+        counts.sequences_live -= sequences;
+        counts.closed += 1;
     }
 }
 

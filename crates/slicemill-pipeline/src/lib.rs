@@ -10,11 +10,14 @@
 //! per row, in order. Call it for several chunks at once: the host part of one runs while another has the device.
 //!
 //! - [`Backend`] is the seam to a model, [`Fetch`] the seam to a store.
-//! - [`DevicePool`] owns one thread per device and leases them in order of arrival.
+//! - [`DevicePool`] owns one worker thread per device and leases the devices in order of arrival. A worker that dies or
+//!   hangs is replaced, its rows are run again, and a row that loses every worker fails alone.
+//! - [`RowFilter`] decides by plan and input columns which rows are annotated.
 //! - [`budget`] bounds what is held in memory and says why that cannot deadlock.
 //! - [`planned_costs`] is the one path by which both `slicemill plan` and a run count tokens and compute.
 //!
-//! What is absent, on purpose: formats of images and of files, Arrow, CUDA, clocks in decisions.
+//! What is absent, on purpose: formats of images and of files, Arrow, CUDA. Clocks decide nothing but when a device
+//! counts as hung.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
 
@@ -30,11 +33,16 @@ mod outcomes;
 mod panic;
 mod plan;
 mod pool;
+mod prepare;
 mod progress;
+mod pulse;
+mod read;
+mod recover;
 mod resident;
 mod session;
 mod spec;
 mod windows;
+mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -47,8 +55,12 @@ pub use backend::{
 pub use device::{DeviceId, DeviceParseError, parse_devices};
 pub use host::HostPool;
 pub use null::NullFactory;
-pub use plan::{Fault, Inspected, PlannedRow, inspect, planned_costs};
-pub use pool::{Cancel, DeviceLease, DevicePool};
-pub use progress::{BusyStage, Progress, ProgressSnapshot};
-pub use spec::{AnnotateSpec, Fetch, FetchError, Fetched, InputRef, PipelineError, PromptItem, RuntimeLimits};
+pub use plan::{Fault, Inspected, PlannedRow, inspect, inspect_kept, planned_costs};
+pub use pool::{DeviceLease, DevicePool, LostHow, Supervision, WorkLost, WorkerLost};
+pub use progress::{BusyStage, FailedByClass, Progress, ProgressSnapshot};
+pub use pulse::{DeviceCall, Pulse};
+pub use spec::{
+    AnnotateSpec, FailureLimit, Fetch, FetchError, Fetched, InputRef, PipelineError, PlannedView, PromptItem,
+    RowFilter, RuntimeLimits,
+};
 pub use windows::windows;

@@ -9,6 +9,12 @@ use slicemill_core::{FailedRow, RowError, RowOutcome, SkippedRow};
 
 use crate::{InputRef, PipelineError, Progress};
 
+/// The failure of `row`.
+pub(crate) fn failed_row(row: &InputRef, error: RowError, attempts: u32) -> FailedRow {
+    let (key, source, columns) = (row.key.clone(), row.source.clone(), row.columns.clone());
+    FailedRow { key, source, error, attempts, columns }
+}
+
 /// Collects the outcomes of one chunk from all stages.
 pub(crate) struct Outcomes {
     slots: Mutex<Vec<Option<RowOutcome>>>,
@@ -23,11 +29,7 @@ impl Outcomes {
 
     /// Puts down what became of row `index` and counts it.
     pub(crate) fn put(&self, index: usize, outcome: RowOutcome, progress: &Progress) {
-        match &outcome {
-            RowOutcome::Ok { .. } => progress.images_ok.fetch_add(1, Relaxed),
-            RowOutcome::Failed(_) => progress.images_failed.fetch_add(1, Relaxed),
-            RowOutcome::Skipped(_) => progress.images_skipped.fetch_add(1, Relaxed),
-        };
+        progress.outcome(&outcome);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         match slots.get_mut(index) {
             Some(slot @ None) => *slot = Some(outcome),
@@ -38,13 +40,18 @@ impl Outcomes {
     }
 
     pub(crate) fn fail(&self, index: usize, row: &InputRef, error: RowError, attempts: u32, progress: &Progress) {
-        let (key, source) = (row.key.clone(), row.source.clone());
-        self.put(index, RowOutcome::Failed(FailedRow { key, source, error, attempts }), progress);
+        self.put(index, RowOutcome::Failed(failed_row(row, error, attempts)), progress);
     }
 
     pub(crate) fn skip(&self, index: usize, row: &InputRef, reason: String, progress: &Progress) {
-        let (key, source) = (row.key.clone(), row.source.clone());
-        self.put(index, RowOutcome::Skipped(SkippedRow { key, source, reason }), progress);
+        let (key, source, columns) = (row.key.clone(), row.source.clone(), row.columns.clone());
+        self.put(index, RowOutcome::Skipped(SkippedRow { key, source, reason, columns }), progress);
+    }
+
+    /// The rows of these that have no outcome yet.
+    pub(crate) fn pending(&self, rows: &[usize]) -> Vec<usize> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.iter().copied().filter(|&index| slots.get(index).is_some_and(Option::is_none)).collect()
     }
 
     /// All outcomes, if every row has exactly one.

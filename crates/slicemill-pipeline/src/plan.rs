@@ -5,7 +5,7 @@ use std::sync::Arc;
 use slicemill_core::{ErrorClass, Fate, Flops, RowError, Size, SlicePlan, Stage};
 use slicemill_image::{Header, HeaderRead};
 
-use crate::{AnnotateSpec, BackendFactory, InputRef, PromptItem};
+use crate::{AnnotateSpec, BackendFactory, InputRef, PlannedView, PromptItem, RowFilter};
 
 /// Why a row cannot be planned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,7 +112,8 @@ pub enum Inspected {
         /// Its plan and costs.
         row: PlannedRow,
     },
-    /// Not an image of a known format, and its name does not say that it is an image; the reason.
+    /// Not an image of a known format, and its name does not say that it is an image, or not kept by the job's filter;
+    /// the reason.
     Skipped(String),
     /// The header reaches further than the bytes at hand; never the answer when the whole object is at hand.
     NeedMore {
@@ -144,6 +145,48 @@ pub fn inspect(
     let size = header.oriented_size(spec.image.orientation);
     let row = planned_costs(size, &row.prompts, spec, factory)?;
     Ok(Inspected::Planned { header, row })
+}
+
+/// As [`inspect`]; an image that `filter` does not keep is skipped, and the reason is `where: ` and its condition.
+///
+/// # Errors
+/// As [`inspect`]; a row error of class `bad_record` when the condition has no answer.
+pub fn inspect_kept(
+    prefix: &[u8],
+    total_bytes: u64,
+    row: &InputRef,
+    spec: &AnnotateSpec,
+    factory: &dyn BackendFactory,
+    filter: Option<&dyn RowFilter>,
+) -> Result<Inspected, Fault> {
+    let inspected = inspect(prefix, total_bytes, row, spec, factory)?;
+    let (Some(filter), Inspected::Planned { header, row: planned }) = (filter, &inspected) else {
+        return Ok(inspected);
+    };
+    let plan = &planned.plan;
+    let view = PlannedView {
+        key: &row.key,
+        source: &row.source,
+        bytes: total_bytes,
+        width: plan.image.width,
+        height: plan.image.height,
+        format: header.format.as_str(),
+        orientation_applied: header.applied_orientation(spec.image.orientation).exif(),
+        policy: &spec.policy.name,
+        grid_cols: plan.grid.cols,
+        grid_rows: plan.grid.rows,
+        slices: plan.slices(),
+        visual_tokens: planned.visual_tokens,
+        columns: row.columns.as_deref(),
+    };
+    match filter.keep(&view) {
+        Ok(true) => Ok(inspected),
+        Ok(false) => Ok(Inspected::Skipped(format!("where: {}", filter.describe()))),
+        Err(why) => {
+            let message = format!("the condition `{}` has no answer: {why}", filter.describe());
+            Err(RowError::new(ErrorClass::BadRecord, Stage::Plan, message).into())
+        }
+    }
 }
 
 /// Whether the first bytes are those of no format that can be decoded.

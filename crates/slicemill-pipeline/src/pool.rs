@@ -1,54 +1,166 @@
 //! Devices: one OS thread owns each backend; chunks lease a device for as long as they need it.
 //!
 //! ```text
-//!   chunk ── lease().await ──▶ DeviceLease ── run(work) ──▶ channel of one ──▶ device thread: work(&mut Backend)
-//!     ▲          FIFO                                                               │
-//!     └───────────────────────────── result ◀──────────────────────────────────────┘  lease returns, next chunk
+//!   chunk ── lease().await ──▶ DeviceLease ── run(work) ──▶ supervisor of the device ──▶ its worker
+//!     ▲          FIFO                                            │
+//!     └──────────────────── result, or that it was lost ◀───────┘  lease returns, next chunk
 //! ```
 //!
 //! The lease travels with the work and comes back when the work has ended on the thread, not when its caller stopped
-//! waiting: a dropped future can never give a device away that is still in use. The work learns from [`Cancel`] that
+//! waiting: a dropped future can never give a device away that is still in use. The work learns from [`Pulse`] that
 //! nobody waits any more and ends at its next step.
 //!
-//! A panic in a backend closes the pool: everybody who waits or comes later gets [`PipelineError::Fatal`] with the
-//! panic's message.
+//! A worker that panics or hangs is replaced by a new one, opened by the factory on a fresh thread, and its caller
+//! gets [`WorkLost::Worker`]. A device that needs too many workers is given up. When the last device is gone the pool
+//! closes: everybody who waits or comes later gets [`PipelineError::Fatal`] with the reason.
+//!
+//! What cannot be survived here: an abort, a stack overflow, a kill. They end the process, and the job resumes.
 
 use std::{
     collections::VecDeque,
-    ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
+use futures::future::{Either, select};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{Backend, BackendFactory, BackendLimits, DeviceId, PipelineError, panic::panic_message};
-
-type Work = Box<dyn FnOnce(&mut dyn Backend) -> ControlFlow<()> + Send>;
+use crate::{
+    Backend, BackendFactory, BackendLimits, DeviceCall, DeviceId, PipelineError, Progress, Pulse, RuntimeLimits,
+    worker::{Order, Reply, Supervisor, Work},
+};
 
 struct Shared {
     /// One permit per idle device. tokio's semaphore serves in order of arrival.
     permits: Arc<Semaphore>,
-    idle: Mutex<VecDeque<usize>>,
-    /// Why the pool closed.
-    failure: Mutex<Option<String>>,
+    state: Mutex<State>,
     devices: Vec<DeviceId>,
-    senders: Vec<mpsc::SyncSender<Work>>,
+    orders: Vec<mpsc::Sender<Order>>,
+}
+
+struct State {
+    idle: VecDeque<usize>,
+    /// Devices that were given up, and why.
+    given_up: Vec<(DeviceId, String)>,
+    /// Why the pool closed.
+    failure: Option<String>,
 }
 
 impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the pool; the first reason counts.
     fn fail(&self, message: String) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert(message);
-        drop(failure);
+        self.state().failure.get_or_insert(message);
         self.permits.close();
     }
 
     fn failure(&self) -> PipelineError {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        PipelineError::Fatal(failure.clone().unwrap_or_else(|| "the device pool is closed".into()))
+        let failure = self.state().failure.clone();
+        PipelineError::Fatal(failure.unwrap_or_else(|| "the device pool is closed".into()))
     }
+
+    /// Notes that a device does not come back.
+    fn give_up(&self, device: DeviceId, why: &str) {
+        tracing::error!(%device, "the device is given up: {why}");
+        let mut state = self.state();
+        state.given_up.push((device, why.to_owned()));
+        if state.given_up.len() < self.devices.len() {
+            return;
+        }
+        let each: Vec<String> =
+            state.given_up.iter().map(|(device, why)| format!("{device} was given up: {why}")).collect();
+        drop(state);
+        self.fail(format!(
+            "no device is left: {}. What was finished is kept: look at the devices and start the run again to resume",
+            each.join("; ")
+        ));
+    }
+}
+
+/// How the workers of a run are watched over.
+#[derive(Debug, Clone)]
+pub struct Supervision {
+    /// Longest time of one call of a backend; `None` or zero waits for ever.
+    pub device_timeout: Option<Duration>,
+    /// Restarts of a device in a row in which no row was finished, and threads of it that may hang at the same time,
+    /// before it is given up.
+    pub worker_restarts_max: u32,
+    /// Counts restarts and hangs.
+    pub progress: Arc<Progress>,
+}
+
+impl Supervision {
+    /// As these limits say.
+    pub const fn new(limits: &RuntimeLimits, progress: Arc<Progress>) -> Self {
+        let RuntimeLimits { device_timeout, worker_restarts_max, .. } = *limits;
+        Self { device_timeout, worker_restarts_max, progress }
+    }
+
+    /// The longest time of one call, if there is one.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.device_timeout.filter(|timeout| !timeout.is_zero())
+    }
+}
+
+/// How a worker was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LostHow {
+    /// Its thread panicked or ended.
+    Died {
+        /// What the panic said.
+        panic: String,
+    },
+    /// One call took too long; the thread was left behind.
+    Hung {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+}
+
+/// A worker that was lost, and what it was at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerLost {
+    /// Its device.
+    pub device: DeviceId,
+    /// The call it was in, if it was in one.
+    pub call: Option<DeviceCall>,
+    /// The rows of that call, as the work numbered them.
+    pub rows: Vec<usize>,
+    /// How.
+    pub how: LostHow,
+}
+
+impl fmt::Display for WorkerLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let call = self.call.map_or("between calls", DeviceCall::as_str);
+        let Self { device, rows, how, .. } = self;
+        let rows = rows.len();
+        match how {
+            LostHow::Died { panic } => {
+                write!(f, "the worker of device {device} died (call: {call}, {rows} rows): {panic}")
+            }
+            LostHow::Hung { waited } => {
+                let seconds = waited.as_secs_f64();
+                write!(f, "device {device} gave no sign for {seconds:.1} seconds (call: {call}, {rows} rows)")
+            }
+        }
+    }
+}
+
+/// Why work on a device has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkLost {
+    /// Its worker died or hung. Others can be leased.
+    #[error("{0}")]
+    Worker(WorkerLost),
+    /// The pool is closed.
+    #[error("{0}")]
+    Pool(PipelineError),
 }
 
 /// All devices of a run.
@@ -68,18 +180,18 @@ impl DevicePool {
         if devices.is_empty() {
             return Err(PipelineError::Limits("a device pool needs at least one device, for example `cpu`".into()));
         }
-        let mut senders = Vec::new();
+        let mut orders = Vec::new();
         let mut threads = Vec::new();
         let mut opening = Vec::new();
         for &device in devices {
-            let (work_in, work_out) = mpsc::sync_channel::<Work>(1);
+            let (orders_in, orders_out) = mpsc::channel();
             let (ready_in, ready_out) = mpsc::sync_channel(1);
             let factory = Arc::clone(factory);
             let thread = std::thread::Builder::new()
-                .name(format!("slicemill {device}"))
-                .spawn(move || own_device(&*factory, device, &ready_in, &work_out))
+                .name(format!("slicemill watch {device}"))
+                .spawn(move || Supervisor::run(factory, device, &ready_in, &orders_out))
                 .map_err(|error| PipelineError::Fatal(format!("device {device}: no thread can be started: {error}")))?;
-            senders.push(work_in);
+            orders.push(orders_in);
             threads.push(thread);
             opening.push((device, ready_out));
         }
@@ -91,12 +203,12 @@ impl DevicePool {
             limits = Some(limits.map_or(opened, |least| least.min(opened)));
         }
         let limits = limits.ok_or_else(|| PipelineError::Fatal("no device was opened".into()))?;
+        let state = State { idle: (0..devices.len()).collect(), given_up: Vec::new(), failure: None };
         let shared = Shared {
             permits: Arc::new(Semaphore::new(devices.len())),
-            idle: Mutex::new((0..devices.len()).collect()),
-            failure: Mutex::new(None),
+            state: Mutex::new(state),
             devices: devices.to_vec(),
-            senders,
+            orders,
         };
         Ok(Self { shared: Arc::new(shared), threads, limits })
     }
@@ -104,6 +216,11 @@ impl DevicePool {
     /// The devices, in the order they were given.
     pub fn devices(&self) -> &[DeviceId] {
         &self.shared.devices
+    }
+
+    /// Devices that were given up, and why.
+    pub fn given_up(&self) -> Vec<(DeviceId, String)> {
+        self.shared.state().given_up.clone()
     }
 
     /// What every device of the pool can take: the least of each limit, so that batches do not depend on which
@@ -115,15 +232,16 @@ impl DevicePool {
     /// Waits for a device. Leases are granted in the order in which they were asked for.
     ///
     /// # Errors
-    /// When a backend of the pool has panicked.
+    /// When no device is left.
     pub async fn lease(&self) -> Result<DeviceLease, PipelineError> {
         let permit = Arc::clone(&self.shared.permits).acquire_owned().await.map_err(|_| self.shared.failure())?;
-        let slot = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let slot = self.shared.state().idle.pop_front();
         let slot = slot.ok_or_else(|| PipelineError::Fatal("a device lease was granted without a device".into()))?;
-        Ok(DeviceLease { slot, shared: Arc::clone(&self.shared), _permit: permit })
+        Ok(DeviceLease { slot, shared: Arc::clone(&self.shared), permit: Some(permit) })
     }
 
-    /// Refuses further leases, waits for the work in progress and closes the backends.
+    /// Refuses further leases, waits for the work in progress and closes the backends. Threads that hang and were left
+    /// behind are not waited for.
     pub fn join(self) {
         let Self { shared, threads, .. } = self;
         shared.fail("the device pool is closed".into());
@@ -135,50 +253,28 @@ impl DevicePool {
     }
 }
 
-/// Opens the backend, reports its limits, then does one work after the other until the pool is dropped.
-fn own_device(
-    factory: &dyn BackendFactory,
-    device: DeviceId,
-    ready: &mpsc::SyncSender<Result<BackendLimits, String>>,
-    work: &mpsc::Receiver<Work>,
-) {
-    let opened = catch_unwind(AssertUnwindSafe(|| factory.open(device)));
-    let mut backend = match opened {
-        Ok(Ok(backend)) => backend,
-        Ok(Err(error)) => return drop(ready.send(Err(error.to_string()))),
-        Err(payload) => return drop(ready.send(Err(format!("it panicked: {}", panic_message(&*payload))))),
-    };
-    if ready.send(Ok(backend.limits())).is_err() {
-        return;
-    }
-    while let Ok(work) = work.recv() {
-        if work(&mut *backend).is_break() {
-            return;
-        }
-    }
-}
-
 /// The exclusive use of one device. Dropping it unused gives the device back.
 pub struct DeviceLease {
     slot: usize,
     shared: Arc<Shared>,
-    /// Released after `drop` has put the device back among the idle ones.
-    _permit: OwnedSemaphorePermit,
+    /// Released after `drop` has put the device back among the idle ones; absent when the device does not come back.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for DeviceLease {
     fn drop(&mut self) {
-        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).push_back(self.slot);
+        if self.permit.is_some() {
+            self.shared.state().idle.push_back(self.slot);
+        }
     }
 }
 
-/// Tells work on a device that its caller has gone.
-pub struct Cancel<'a>(&'a dyn Fn() -> bool);
+/// Notes that nobody waits any more.
+struct CancelOnDrop(Arc<Pulse>);
 
-impl Cancel<'_> {
-    /// Whether nobody waits for the result any more.
-    pub fn is_cancelled(&self) -> bool {
-        (self.0)()
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 
@@ -188,44 +284,51 @@ impl DeviceLease {
         self.shared.devices[self.slot]
     }
 
-    /// Runs `work` on the device's thread. Dropping the future cancels: `work` sees it through [`Cancel`], and the
-    /// device becomes free when `work` returns.
+    /// Whether the pool is closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.permits.is_closed()
+    }
+
+    /// The device does not come back.
+    pub(crate) fn give_up(mut self, why: &str) {
+        if let Some(permit) = self.permit.take() {
+            permit.forget();
+        }
+        self.shared.give_up(self.device(), why);
+    }
+
+    /// Runs `work` on the device's thread. Dropping the future cancels: `work` sees it through [`Pulse`], and the
+    /// device becomes free when `work` returns. Calls of the backend are watched when they go through
+    /// [`Pulse::during`].
     ///
     /// # Errors
-    /// When `work` panicked or the device's thread has ended.
-    pub async fn run<T, F>(self, work: F) -> Result<T, PipelineError>
+    /// When the worker died or hung, or the pool is closed.
+    pub async fn run<T, F>(self, supervision: Supervision, work: F) -> Result<T, WorkLost>
     where
         T: Send + 'static,
-        F: FnOnce(&mut dyn Backend, &Cancel<'_>) -> T + Send + 'static,
+        F: FnOnce(&mut dyn Backend, &Pulse) -> T + Send + 'static,
     {
-        let device = self.device();
         let shared = Arc::clone(&self.shared);
-        let sender = shared.senders[self.slot].clone();
         let (result_in, result_out) = oneshot::channel();
-        let lease = self;
-        let on_thread: Work = Box::new(move |backend| {
-            let gone = || result_in.is_closed();
-            let done = catch_unwind(AssertUnwindSafe(|| work(backend, &Cancel(&gone))));
-            match done {
-                Ok(value) => {
-                    // Free before the result is seen, so that whoever sees it can lease at once.
-                    drop(lease);
-                    let _ = result_in.send(Ok(value));
-                    ControlFlow::Continue(())
-                }
-                Err(payload) => {
-                    lease.shared.fail(format!("device {device} panicked: {}", panic_message(&*payload)));
-                    let _ = result_in.send(Err(lease.shared.failure()));
-                    ControlFlow::Break(())
-                }
-            }
+        let (lost_in, lost_out) = oneshot::channel();
+        let pulse = Arc::new(Pulse::default());
+        let _cancel = CancelOnDrop(Arc::clone(&pulse));
+        let on_thread = Arc::clone(&pulse);
+        let work: Work = Box::new(move |backend| {
+            let done = work(backend, &on_thread);
+            let reply: Reply = Box::new(move || drop(result_in.send(done)));
+            reply
         });
-        // Never full: the channel holds one and the lease is exclusive.
-        if sender.send(on_thread).is_err() {
-            shared.fail(format!("device {device}: its thread has ended"));
-            return Err(shared.failure());
+        let slot = self.slot;
+        let order = Order { lease: self, pulse, supervision, lost: lost_in, work };
+        // The supervisor ends when its device is given up, and then nobody has a lease.
+        drop(shared.orders[slot].send(order));
+        let closed = |_| WorkLost::Pool(shared.failure());
+        match select(lost_out, result_out).await {
+            Either::Left((Ok(lost), _)) => Err(WorkLost::Worker(lost)),
+            Either::Left((Err(_), result)) => result.await.map_err(closed),
+            Either::Right((Ok(result), _)) => Ok(result),
+            Either::Right((Err(_), lost)) => Err(lost.await.map_or_else(closed, WorkLost::Worker)),
         }
-        drop(sender);
-        result_out.await.unwrap_or_else(|_| Err(shared.failure()))
     }
 }

@@ -1,10 +1,23 @@
-//! Counters of a run, cheap enough to touch per row: relaxed atomics, no lock.
+//! Counters of a run, cheap enough to touch per row: relaxed atomics; a lock only for rows that fail.
 
 use std::{
+    collections::BTreeMap,
     fmt,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
+
+use slicemill_core::{ErrorClass, FailedRow, RowOutcome};
+use tokio::sync::Semaphore;
+
+use crate::{FailureLimit, LostHow, PipelineError, budget::ByteGauge};
+
+mod snapshot;
+
+pub use snapshot::{FailedByClass, ProgressSnapshot};
 
 /// A stage that can limit a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,27 +50,78 @@ impl fmt::Display for BusyStage {
     }
 }
 
-/// Counters of a run, shared by all chunks in flight.
+/// What a stage waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Reads wait for memory, that is for the stages behind them, or for a place among the reads.
+    Fetch,
+    /// The host stage waits for memory for prepared bytes or decoded pixels, that is for the devices or the CPU pool.
+    Prepare,
+    /// A chunk that has a batch ready waits for a device.
+    Lease,
+    /// A leased device waits for a batch.
+    Device,
+}
+
+/// Examples of failed rows that are kept for each class.
+const EXAMPLES_PER_CLASS: usize = 3;
+/// Longest example in characters.
+const EXAMPLE_CHARS_MAX: usize = 300;
+
+/// Ends what waits for it.
+#[derive(Debug)]
+struct Alarm(Semaphore);
+
+impl Default for Alarm {
+    fn default() -> Self {
+        Self(Semaphore::new(0))
+    }
+}
+
+/// Counters of a run, shared by all chunks in flight. Rows that are run again, after their device's worker was lost,
+/// are planned once; what was encoded and generated for them counts each time.
 #[derive(Debug, Default)]
 pub struct Progress {
-    pub(crate) images_ok: AtomicU64,
-    pub(crate) images_failed: AtomicU64,
-    pub(crate) images_skipped: AtomicU64,
+    images_ok: AtomicU64,
+    images_failed: AtomicU64,
+    images_skipped: AtomicU64,
     pub(crate) images_planned: AtomicU64,
     pub(crate) views_planned: AtomicU64,
     pub(crate) views_encoded: AtomicU64,
     pub(crate) visual_tokens: AtomicU64,
     pub(crate) output_tokens: AtomicU64,
     pub(crate) bytes_fetched: AtomicU64,
+    pub(crate) oom_halvings: AtomicU64,
+    pub(crate) device_retries: AtomicU64,
+    pub(crate) rows_rerun: AtomicU64,
+    worker_deaths: AtomicU64,
+    worker_hangs: AtomicU64,
+    worker_restarts: AtomicU64,
     busy_us: [AtomicU64; 4],
+    waiting_us: [AtomicU64; 4],
     workers: [AtomicU32; 3],
+    gauge: Arc<ByteGauge>,
+    failed_by_class: [AtomicU64; ErrorClass::ALL.len()],
+    examples: Mutex<BTreeMap<ErrorClass, Vec<String>>>,
+    failure_limit: OnceLock<FailureLimit>,
+    /// Why the run has to stop.
+    too_many: OnceLock<String>,
+    alarm: Alarm,
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Progress {
     /// Adds the time one worker of `stage` was busy.
     pub(crate) fn busy(&self, stage: BusyStage, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.busy_us[stage as usize].fetch_add(micros, Relaxed);
+        self.busy_us[stage as usize].fetch_add(micros(time), Relaxed);
+    }
+
+    /// Adds the time something waited.
+    pub(crate) fn waited(&self, what: Waiting, time: Duration) {
+        self.waiting_us[what as usize].fetch_add(micros(time), Relaxed);
     }
 
     /// Workers of fetch, CPU pool and devices, for the limiting stage.
@@ -67,128 +131,102 @@ impl Progress {
         }
     }
 
-    /// The counters now. Not one instant for all of them, which a display does not need.
-    pub fn snapshot(&self) -> ProgressSnapshot {
-        let busy = |stage: BusyStage| Duration::from_micros(self.busy_us[stage as usize].load(Relaxed));
-        ProgressSnapshot {
-            images_ok: self.images_ok.load(Relaxed),
-            images_failed: self.images_failed.load(Relaxed),
-            images_skipped: self.images_skipped.load(Relaxed),
-            images_planned: self.images_planned.load(Relaxed),
-            views_planned: self.views_planned.load(Relaxed),
-            views_encoded: self.views_encoded.load(Relaxed),
-            visual_tokens: self.visual_tokens.load(Relaxed),
-            output_tokens: self.output_tokens.load(Relaxed),
-            bytes_fetched: self.bytes_fetched.load(Relaxed),
-            fetch_busy: busy(BusyStage::Fetch),
-            prepare_busy: busy(BusyStage::Prepare),
-            encode_busy: busy(BusyStage::Encode),
-            generate_busy: busy(BusyStage::Generate),
-            fetch_workers: self.workers[0].load(Relaxed),
-            prepare_workers: self.workers[1].load(Relaxed),
-            devices: self.workers[2].load(Relaxed),
+    /// How many rows may fail. The first limit counts.
+    pub(crate) fn set_failure_limit(&self, limit: FailureLimit) {
+        let _ = self.failure_limit.set(limit);
+    }
+
+    /// The gauge of all chunks' bytes.
+    pub(crate) const fn gauge(&self) -> &Arc<ByteGauge> {
+        &self.gauge
+    }
+
+    pub(crate) fn worker_lost(&self, how: &LostHow) {
+        match how {
+            LostHow::Died { .. } => self.worker_deaths.fetch_add(1, Relaxed),
+            LostHow::Hung { .. } => self.worker_hangs.fetch_add(1, Relaxed),
+        };
+    }
+
+    pub(crate) fn worker_restarted(&self) {
+        self.worker_restarts.fetch_add(1, Relaxed);
+    }
+
+    /// Counts what became of a row, and raises the alarm when too many failed.
+    pub(crate) fn outcome(&self, outcome: &RowOutcome) {
+        match outcome {
+            RowOutcome::Ok { .. } => {
+                self.images_ok.fetch_add(1, Relaxed);
+            }
+            RowOutcome::Skipped(_) => {
+                self.images_skipped.fetch_add(1, Relaxed);
+            }
+            RowOutcome::Failed(failed) => {
+                self.images_failed.fetch_add(1, Relaxed);
+                self.note_failure(failed);
+            }
         }
-    }
-}
-
-/// What [`Progress`] counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ProgressSnapshot {
-    /// Images with content rows.
-    pub images_ok: u64,
-    /// Images that failed.
-    pub images_failed: u64,
-    /// Objects that are not images.
-    pub images_skipped: u64,
-    /// Images whose plan is known.
-    pub images_planned: u64,
-    /// Views (slices and overviews) of images whose plan is known.
-    pub views_planned: u64,
-    /// Views encoded.
-    pub views_encoded: u64,
-    /// Visual tokens of encoded images.
-    pub visual_tokens: u64,
-    /// Generated tokens.
-    pub output_tokens: u64,
-    /// Bytes read.
-    pub bytes_fetched: u64,
-    /// Time in reads, summed over all that ran at the same time.
-    pub fetch_busy: Duration,
-    /// Time on the CPU pool, summed over its threads.
-    pub prepare_busy: Duration,
-    /// Time in vision towers and projectors, summed over devices.
-    pub encode_busy: Duration,
-    /// Time in language models, summed over devices.
-    pub generate_busy: Duration,
-    /// Reads that may run at the same time.
-    pub fetch_workers: u32,
-    /// Threads of the CPU pool.
-    pub prepare_workers: u32,
-    /// Devices.
-    pub devices: u32,
-}
-
-impl ProgressSnapshot {
-    /// Images that are done, whatever became of them.
-    pub const fn images_done(&self) -> u64 {
-        self.images_ok + self.images_failed + self.images_skipped
+        self.check_failures();
     }
 
-    /// What happened between `earlier` and this.
-    #[must_use]
-    pub fn since(&self, earlier: &Self) -> Self {
-        Self {
-            images_ok: self.images_ok.saturating_sub(earlier.images_ok),
-            images_failed: self.images_failed.saturating_sub(earlier.images_failed),
-            images_skipped: self.images_skipped.saturating_sub(earlier.images_skipped),
-            images_planned: self.images_planned.saturating_sub(earlier.images_planned),
-            views_planned: self.views_planned.saturating_sub(earlier.views_planned),
-            views_encoded: self.views_encoded.saturating_sub(earlier.views_encoded),
-            visual_tokens: self.visual_tokens.saturating_sub(earlier.visual_tokens),
-            output_tokens: self.output_tokens.saturating_sub(earlier.output_tokens),
-            bytes_fetched: self.bytes_fetched.saturating_sub(earlier.bytes_fetched),
-            fetch_busy: self.fetch_busy.saturating_sub(earlier.fetch_busy),
-            prepare_busy: self.prepare_busy.saturating_sub(earlier.prepare_busy),
-            encode_busy: self.encode_busy.saturating_sub(earlier.encode_busy),
-            generate_busy: self.generate_busy.saturating_sub(earlier.generate_busy),
-            ..*self
+    fn note_failure(&self, failed: &FailedRow) {
+        let class = failed.error.class;
+        if let Some(count) = snapshot::class_number(class).and_then(|number| self.failed_by_class.get(number)) {
+            count.fetch_add(1, Relaxed);
+        }
+        let mut examples = self.examples.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_class = examples.entry(class).or_default();
+        if of_class.len() < EXAMPLES_PER_CLASS {
+            let example = format!("{}: {}", failed.key, failed.error);
+            of_class.push(example.chars().take(EXAMPLE_CHARS_MAX).collect());
         }
     }
 
-    /// The stage whose workers were busiest: the one to give more of. None before anything ran.
-    ///
-    /// Encode and generate share the devices, so they count together and the larger of the two names the limit.
-    pub fn limiting_stage(&self) -> Option<BusyStage> {
-        let load = |busy: Duration, workers: u32| busy.as_secs_f64() / f64::from(workers.max(1));
-        let device_stage = if self.encode_busy > self.generate_busy { BusyStage::Encode } else { BusyStage::Generate };
-        let loads = [
-            (BusyStage::Fetch, load(self.fetch_busy, self.fetch_workers)),
-            (BusyStage::Prepare, load(self.prepare_busy, self.prepare_workers)),
-            (device_stage, load(self.encode_busy + self.generate_busy, self.devices)),
-        ];
-        let busiest = loads.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
-        busiest.filter(|(_, load)| *load > 0.0).map(|(stage, _)| stage)
+    fn check_failures(&self) {
+        let Some(limit) = self.failure_limit.get().filter(|limit| **limit != FailureLimit::default()) else { return };
+        let failed = self.images_failed.load(Relaxed);
+        let done = failed + self.images_ok.load(Relaxed);
+        let Some(passed) = limit.passed(failed, done) else { return };
+        self.too_many.get_or_init(|| self.too_many_message(&passed, failed, done));
+        self.alarm.0.close();
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// What is going wrong: counts by class, and one example for each of the classes that failed most.
+    fn too_many_message(&self, passed: &str, failed: u64, done: u64) -> String {
+        let mut counts: Vec<(ErrorClass, u64)> = self.snapshot().failed_by_class.iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let classes: Vec<String> = counts.iter().map(|(class, count)| format!("{class} {count}")).collect();
+        let examples = self.failure_examples();
+        // The first of each class, then the second of each, three in all.
+        let by_turn = (0..EXAMPLES_PER_CLASS).flat_map(|turn| {
+            let examples = &examples;
+            counts.iter().filter_map(move |(class, _)| examples.get(class)?.get(turn))
+        });
+        let shown: Vec<&str> = by_turn.take(3).map(String::as_str).collect();
+        format!(
+            "{passed}: {failed} of {done} ({}). For example: {}. What was finished is kept: fix the cause or raise \
+             --max-failed, and start the run again to resume",
+            classes.join(", "),
+            shown.join("; ")
+        )
+    }
 
-    #[test]
-    fn the_busiest_workers_name_the_limiting_stage() {
-        let progress = Progress::default();
-        progress.set_workers(10, 2, 1);
-        assert_eq!(progress.snapshot().limiting_stage(), None);
-        progress.busy(BusyStage::Fetch, Duration::from_secs(9));
-        assert_eq!(progress.snapshot().limiting_stage(), Some(BusyStage::Fetch));
-        progress.busy(BusyStage::Prepare, Duration::from_secs(3));
-        assert_eq!(progress.snapshot().limiting_stage(), Some(BusyStage::Prepare));
-        progress.busy(BusyStage::Encode, Duration::from_secs(1));
-        progress.busy(BusyStage::Generate, Duration::from_millis(900));
-        assert_eq!(progress.snapshot().limiting_stage(), Some(BusyStage::Encode));
-        let earlier = progress.snapshot();
-        progress.busy(BusyStage::Generate, Duration::from_secs(1));
-        assert_eq!(progress.snapshot().since(&earlier).limiting_stage(), Some(BusyStage::Generate));
+    /// Up to three failed rows of every class: key, stage, class and message.
+    pub fn failure_examples(&self) -> BTreeMap<ErrorClass, Vec<String>> {
+        self.examples.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The error of a run in which too many rows failed.
+    pub(crate) fn too_many_failed(&self) -> Result<(), PipelineError> {
+        match self.too_many.get() {
+            Some(message) => Err(PipelineError::TooManyFailed { message: message.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until too many rows have failed; for ever if that does not happen.
+    pub(crate) async fn until_too_many_failed(&self) {
+        // No permit is ever added, so this ends when the semaphore is closed.
+        let _ = self.alarm.0.acquire().await;
     }
 }

@@ -1,9 +1,10 @@
 //! An image whose visual tokens are on a device, and the rows that come of it.
 
-use slicemill_core::{ContentRow, FailedRow, Flops, RowError, RowOutcome, TaskKind, TimingRow};
+use slicemill_core::{ContentRow, Flops, RowError, RowOutcome, TaskKind, TimingRow};
 
 use crate::{
     AnnotateSpec, DeviceId, FinishReason, Generated, InputRef, VisualHandle, annotate::Job, batch::ImageFacts,
+    outcomes::failed_row,
 };
 
 /// How an image was encoded.
@@ -67,8 +68,7 @@ impl Resident {
             let generated = match answer {
                 Answer::Generated(generated) => generated,
                 Answer::Failed { error, attempts } => {
-                    let (key, source) = (row.key.clone(), row.source.clone());
-                    return RowOutcome::Failed(FailedRow { key, source, error, attempts });
+                    return RowOutcome::Failed(failed_row(row, error, attempts));
                 }
             };
             timing.prefill_ms += generated.prefill_ms;
@@ -116,7 +116,7 @@ impl Resident {
 
     /// What all rows of an image have in common.
     fn content(&self, spec: &AnnotateSpec, row: &InputRef) -> ContentRow {
-        let ImageFacts { header, planned, sha256, .. } = &self.facts;
+        let ImageFacts { header, planned, sha256, truncated, .. } = &self.facts;
         let plan = &planned.plan;
         ContentRow {
             key: row.key.clone(),
@@ -131,6 +131,8 @@ impl Resident {
             grid_rows: plan.grid.rows,
             slices: plan.slices(),
             visual_tokens: planned.visual_tokens,
+            truncated: *truncated,
+            columns: row.columns.clone(),
             ..ContentRow::default()
         }
     }

@@ -12,6 +12,12 @@
 //! A batch that fails is halved until the image that fails is alone. When decoding runs out of memory, the sequences
 //! admitted last go back to the head of the queue and fewer run together from then on. Neither changes content,
 //! because a sequence depends on its image, its prompt and its seed alone.
+//!
+//! An image for which there is no memory beside others is put aside and has the device to itself later, in a session of
+//! its own. Only there it fails as `out_of_memory`, so that this too does not depend on its company.
+//!
+//! Every call of the backend goes through the [`Pulse`], which says what the device is at. A session that was abandoned
+//! because a call took too long learns it when the call ends, as a fatal error, and touches nothing but its backend.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,16 +25,17 @@ use std::{
     time::Instant,
 };
 
-use slicemill_core::{ErrorClass, Fate, RowError, Stage, TaskKind, row_seed};
+use slicemill_core::{ErrorClass, Fate, RowError, RowOutcome, Stage, TaskKind, row_seed};
 use tokio::sync::mpsc::{UnboundedReceiver, error::TryRecvError};
 
 use crate::{
-    Backend, BackendError, BusyStage, Cancel, DeviceId, GenerateRequest, Generated, InputRef, PipelineError,
+    Backend, BackendError, BusyStage, DeviceCall, DeviceId, GenerateRequest, Generated, InputRef, PipelineError, Pulse,
     SequenceId, VisualHandle,
     annotate::{Job, millis},
     batch::PreparedBatch,
     outcomes::Outcomes,
     plan::question_error,
+    progress::Waiting,
     resident::{Answer, Encoding, Resident},
 };
 
@@ -51,7 +58,7 @@ enum Next {
 /// One chunk on one device.
 pub(crate) struct Session<'a> {
     backend: &'a mut dyn Backend,
-    cancel: &'a Cancel<'a>,
+    pulse: &'a Pulse,
     device: DeviceId,
     job: &'a Job,
     rows: &'a [InputRef],
@@ -67,12 +74,17 @@ pub(crate) struct Session<'a> {
     waiting: VecDeque<Ask>,
     /// In order of admission.
     in_flight: Vec<(SequenceId, Ask)>,
+    /// Rows for which there was no memory beside others.
+    aside: Vec<usize>,
 }
+
+/// What a call of the backend gave, and how often it was tried.
+type Tried<T> = (Result<T, (Option<SequenceId>, BackendError)>, u32);
 
 impl<'a> Session<'a> {
     pub(crate) fn new(
         backend: &'a mut dyn Backend,
-        cancel: &'a Cancel<'a>,
+        pulse: &'a Pulse,
         device: DeviceId,
         job: &'a Job,
         rows: &'a [InputRef],
@@ -82,7 +94,7 @@ impl<'a> Session<'a> {
         let sequences_full = job.limits.sequences_max.min(backend.limits().sequences_max).max(1) as usize;
         Self {
             backend,
-            cancel,
+            pulse,
             device,
             job,
             rows,
@@ -94,29 +106,30 @@ impl<'a> Session<'a> {
             images: BTreeMap::new(),
             waiting: VecDeque::new(),
             in_flight: Vec::new(),
+            aside: Vec::new(),
         }
     }
 
     /// Works until the last batch is done, an error is fatal, or nobody waits any more. In every case nothing of the
-    /// chunk stays on the device.
+    /// chunk stays on the device. Gives the rows for which there was no memory beside others.
     pub(crate) fn run(
         mut self,
         first: PreparedBatch,
         mut batches: UnboundedReceiver<PreparedBatch>,
-    ) -> Result<(), PipelineError> {
+    ) -> Result<Vec<usize>, PipelineError> {
         self.at_hand.push_back(first);
         let ended = self.work(&mut batches);
-        for (sequence, _) in self.in_flight.drain(..) {
-            self.backend.abandon(sequence);
+        for (sequence, ask) in std::mem::take(&mut self.in_flight) {
+            self.abandon(sequence, ask);
         }
-        for (_, image) in std::mem::take(&mut self.images) {
-            self.backend.release(image.handle);
+        for (index, image) in std::mem::take(&mut self.images) {
+            self.release(index, image.handle);
         }
-        ended
+        ended.map(|()| self.aside)
     }
 
     fn work(&mut self, batches: &mut UnboundedReceiver<PreparedBatch>) -> Result<(), PipelineError> {
-        while !self.cancel.is_cancelled() {
+        while !self.pulse.is_cancelled() {
             self.admit_waiting()?;
             if self.waiting.is_empty() && self.in_flight.len() < self.sequences_max {
                 match self.next_batch(batches) {
@@ -139,7 +152,10 @@ impl<'a> Session<'a> {
             return Next::Batch(batch);
         }
         if self.in_flight.is_empty() {
-            return batches.blocking_recv().map_or(Next::End, Next::Batch);
+            let started = Instant::now();
+            let next = batches.blocking_recv().map_or(Next::End, Next::Batch);
+            self.job.progress.waited(Waiting::Device, started.elapsed());
+            return next;
         }
         match batches.try_recv() {
             Ok(batch) => Next::Batch(batch),
@@ -151,12 +167,12 @@ impl<'a> Session<'a> {
     /// Encodes a batch; its images are then read out (encode jobs) or their prompts wait.
     fn encode(&mut self, batch: PreparedBatch) -> Result<(), PipelineError> {
         let started = Instant::now();
-        let (encoded, attempts) = self.tried(|backend| backend.encode(&batch.images));
+        let rows = batch.facts.iter().map(|facts| facts.index).collect();
+        let (encoded, attempts) = self.tried(DeviceCall::Encode, rows, |backend| named(backend.encode(&batch.images)));
         let time = started.elapsed();
-        self.job.progress.busy(BusyStage::Encode, time);
         let handles = match encoded {
             Ok(handles) => handles,
-            Err(error) => return self.encode_failed(batch, error, attempts),
+            Err((_, error)) => return self.encode_failed(batch, error, attempts),
         };
         if handles.len() != batch.images.len() {
             handles.iter().for_each(|&handle| self.backend.release(handle));
@@ -200,14 +216,20 @@ impl<'a> Session<'a> {
         }
         if batch.images.len() > 1 {
             tracing::debug!(device = %self.device, images = batch.images.len(), %error, "a batch failed and is halved");
+            self.note_memory(&error);
             let (first, second) = batch.halves();
             self.at_hand.push_front(second);
             self.at_hand.push_front(first);
             return Ok(());
         }
         for facts in &batch.facts {
+            if error.class == ErrorClass::OutOfMemory && !self.images.is_empty() {
+                self.note_memory(&error);
+                self.aside.push(facts.index);
+                continue;
+            }
             let error = RowError::new(error.class, Stage::Encode, error.message.clone());
-            self.outcomes.fail(facts.index, &self.rows[facts.index], error, attempts, &self.job.progress);
+            self.fail(facts.index, error, attempts);
         }
         Ok(())
     }
@@ -217,24 +239,27 @@ impl<'a> Session<'a> {
         let Some(image) = self.images.get(&index) else { return Ok(()) };
         let handle = image.handle;
         let expected = u64::from(image.facts.planned.visual_tokens) * u64::from(self.job.factory.card().width);
-        let started = Instant::now();
-        let (read, attempts) = self.tried(|backend| backend.read_tokens(handle));
-        self.job.progress.busy(BusyStage::Encode, started.elapsed());
+        let (read, attempts) =
+            self.tried(DeviceCall::ReadTokens, vec![index], |backend| named(backend.read_tokens(handle)));
+        let short_of_memory = matches!(&read, Err((_, error)) if is_out_of_memory(error));
+        if short_of_memory && self.images.len() > 1 {
+            self.put_aside(index);
+            return Ok(());
+        }
         let Some(image) = self.take_image(index) else { return Ok(()) };
         match read {
             Ok(tokens) if tokens.len() as u64 == expected => {
                 let outcome = image.into_tokens_row(self.job, &self.rows[index], self.device, tokens);
-                self.outcomes.put(index, outcome, &self.job.progress);
+                self.put(index, outcome);
                 Ok(())
             }
             Ok(tokens) => {
                 let (key, got) = (&self.rows[index].key, tokens.len());
                 Err(self.fatal(&format!("{key} was planned with {expected} values of visual tokens and has {got}")))
             }
-            Err(error) if error.fate == Fate::Fatal => Err(self.fatal(&error.message)),
-            Err(error) => {
-                let error = RowError::new(error.class, Stage::Encode, error.message);
-                self.outcomes.fail(index, &self.rows[index], error, attempts, &self.job.progress);
+            Err((_, error)) if error.fate == Fate::Fatal => Err(self.fatal(&error.message)),
+            Err((_, error)) => {
+                self.fail(index, RowError::new(error.class, Stage::Encode, error.message), attempts);
                 Ok(())
             }
         }
@@ -260,22 +285,22 @@ impl<'a> Session<'a> {
         let Some(image) = self.images.get(&ask.image) else { return Ok(()) };
         let (row, handle) = (&self.rows[ask.image], image.handle);
         let request = self.request(row, ask.prompt, handle);
-        let started = Instant::now();
-        let (admitted, attempts) = self.tried(|backend| backend.admit(request.clone()));
-        self.job.progress.busy(BusyStage::Generate, started.elapsed());
+        let (admitted, attempts) =
+            self.tried(DeviceCall::Admit, vec![ask.image], |backend| named(backend.admit(request.clone())));
         match admitted {
             Ok(sequence) => {
                 self.in_flight.push((sequence, ask));
                 Ok(())
             }
-            Err(error) if error.fate == Fate::Fatal => Err(self.fatal(&error.message)),
-            Err(error) if error.class == ErrorClass::OutOfMemory && !self.in_flight.is_empty() => {
+            Err((_, error)) if error.fate == Fate::Fatal => Err(self.fatal(&error.message)),
+            Err((_, error)) if is_out_of_memory(&error) && !self.in_flight.is_empty() => {
                 // It will fit when others have finished; if not even alone, it fails.
+                self.note_memory(&error);
                 self.sequences_max = self.in_flight.len();
                 self.waiting.push_front(ask);
                 Ok(())
             }
-            Err(error) => self.answer(ask, Err(error), attempts),
+            Err((_, error)) => self.answer(ask, Err(error), attempts),
         }
     }
 
@@ -288,19 +313,8 @@ impl<'a> Session<'a> {
 
     /// One token for every sequence in flight.
     fn step(&mut self) -> Result<(), PipelineError> {
-        let started = Instant::now();
-        let mut attempts = 1;
-        let stepped = loop {
-            match self.backend.step() {
-                Err((_, error))
-                    if error.fate == Fate::Transient && attempts <= self.job.limits.transient_retries_max =>
-                {
-                    attempts += 1;
-                }
-                stepped => break stepped,
-            }
-        };
-        self.job.progress.busy(BusyStage::Generate, started.elapsed());
+        let rows = self.in_flight.iter().map(|(_, ask)| ask.image).collect();
+        let (stepped, attempts) = self.tried(DeviceCall::Step, rows, |backend| backend.step());
         match stepped {
             Ok(finished) => finished.into_iter().try_for_each(|generated| self.finished(generated)),
             Err((_, error)) if error.fate == Fate::Fatal => Err(self.fatal(&error.message)),
@@ -331,9 +345,10 @@ impl<'a> Session<'a> {
         let ask = self.take_sequence(sequence)?;
         if error.fate == Fate::Transient {
             // After a row error the backend has forgotten the sequence, after a transient one it has not.
-            self.backend.abandon(sequence);
+            self.abandon(sequence, ask);
         }
-        if error.class == ErrorClass::OutOfMemory && !self.in_flight.is_empty() {
+        if is_out_of_memory(&error) && !self.in_flight.is_empty() {
+            self.note_memory(&error);
             self.sequences_max = self.in_flight.len();
             self.waiting.push_front(ask);
             return Ok(());
@@ -348,16 +363,17 @@ impl<'a> Session<'a> {
             let Some((sequence, ask)) = self.in_flight.pop() else {
                 return Err(self.fatal(&format!("a step without sequences failed: {}", error.message)));
             };
-            self.backend.abandon(sequence);
+            self.abandon(sequence, ask);
             // It was this one; the others may run together again.
             self.sequences_max = self.sequences_full;
             return self.answer(ask, Err(error), attempts);
         }
         tracing::debug!(device = %self.device, sequences = self.in_flight.len(), %error, "a step failed and is halved");
         for (sequence, ask) in self.in_flight.split_off(keep).into_iter().rev() {
-            self.backend.abandon(sequence);
+            self.abandon(sequence, ask);
             self.waiting.push_front(ask);
         }
+        self.note_memory(&error);
         self.sequences_max = keep;
         Ok(())
     }
@@ -370,6 +386,11 @@ impl<'a> Session<'a> {
         attempts: u32,
     ) -> Result<(), PipelineError> {
         let item = &self.rows[ask.image].prompts[ask.prompt];
+        let short_of_memory = matches!(&answer, Err(error) if is_out_of_memory(error));
+        if short_of_memory && self.images.len() > 1 {
+            self.put_aside(ask.image);
+            return Ok(());
+        }
         let answer = match answer {
             Ok(generated) => Answer::Generated(generated),
             Err(error) => {
@@ -385,15 +406,58 @@ impl<'a> Session<'a> {
         }
         let Some(image) = self.take_image(ask.image) else { return Ok(()) };
         let outcome = image.into_rows(self.job, &self.rows[ask.image], self.device);
-        self.outcomes.put(ask.image, outcome, &self.job.progress);
+        self.put(ask.image, outcome);
         Ok(())
+    }
+
+    /// Leaves an image, for which there is no memory beside others, for a session of its own.
+    fn put_aside(&mut self, index: usize) {
+        tracing::debug!(device = %self.device, key = self.rows[index].key, "no memory for this row beside others");
+        self.job.progress.oom_halvings.fetch_add(1, Relaxed);
+        self.waiting.retain(|ask| ask.image != index);
+        let (of_it, others) = std::mem::take(&mut self.in_flight).into_iter().partition(|(_, ask)| ask.image == index);
+        self.in_flight = others;
+        let of_it: Vec<_> = of_it;
+        for (sequence, ask) in of_it {
+            self.abandon(sequence, ask);
+        }
+        if self.take_image(index).is_some() {
+            self.aside.push(index);
+        }
+    }
+
+    /// Counts that less runs together because memory is short.
+    fn note_memory(&self, error: &BackendError) {
+        if is_out_of_memory(error) {
+            self.job.progress.oom_halvings.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn put(&self, index: usize, outcome: RowOutcome) {
+        self.outcomes.put(index, outcome, &self.job.progress);
+        self.pulse.row_done();
+    }
+
+    fn fail(&self, index: usize, error: RowError, attempts: u32) {
+        self.outcomes.fail(index, &self.rows[index], error, attempts, &self.job.progress);
+        self.pulse.row_done();
     }
 
     /// Takes an image off the device.
     fn take_image(&mut self, index: usize) -> Option<Resident> {
         let image = self.images.remove(&index)?;
-        self.backend.release(image.handle);
+        self.release(index, image.handle);
         Some(image)
+    }
+
+    fn release(&mut self, index: usize, image: VisualHandle) {
+        let backend = &mut *self.backend;
+        self.pulse.during(DeviceCall::Release, vec![index], || backend.release(image));
+    }
+
+    fn abandon(&mut self, sequence: SequenceId, ask: Ask) {
+        let backend = &mut *self.backend;
+        self.pulse.during(DeviceCall::Release, vec![ask.image], || backend.abandon(sequence));
     }
 
     fn take_sequence(&mut self, sequence: SequenceId) -> Result<Ask, PipelineError> {
@@ -403,16 +467,30 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Calls the backend, again while its error is transient. With the number of attempts.
+    /// Calls the backend for these rows, again while its error is transient. With the number of attempts.
     fn tried<T>(
         &mut self,
-        mut call: impl FnMut(&mut dyn Backend) -> Result<T, BackendError>,
-    ) -> (Result<T, BackendError>, u32) {
+        call: DeviceCall,
+        rows: Vec<usize>,
+        mut work: impl FnMut(&mut dyn Backend) -> Result<T, (Option<SequenceId>, BackendError)>,
+    ) -> Tried<T> {
         let mut attempts = 1;
         loop {
-            match call(self.backend) {
-                Err(error) if error.fate == Fate::Transient && attempts <= self.job.limits.transient_retries_max => {
-                    tracing::debug!(device = %self.device, %error, attempts, "a device call is tried again");
+            let started = Instant::now();
+            let backend = &mut *self.backend;
+            let Some(done) = self.pulse.during(call, rows.clone(), || work(backend)) else {
+                return (Err((None, abandoned())), attempts);
+            };
+            let progress = &self.job.progress;
+            let generates = matches!(call, DeviceCall::Admit | DeviceCall::Step);
+            let stage = if generates { BusyStage::Generate } else { BusyStage::Encode };
+            progress.busy(stage, started.elapsed());
+            match done {
+                Err((_, error))
+                    if error.fate == Fate::Transient && attempts <= self.job.limits.transient_retries_max =>
+                {
+                    tracing::debug!(device = %self.device, %call, %error, attempts, "a device call is tried again");
+                    progress.device_retries.fetch_add(1, Relaxed);
                     attempts += 1;
                 }
                 done => return (done, attempts),
@@ -423,4 +501,18 @@ impl<'a> Session<'a> {
     fn fatal(&self, message: &str) -> PipelineError {
         PipelineError::Fatal(format!("device {}: {message}", self.device))
     }
+}
+
+fn named<T>(done: Result<T, BackendError>) -> Result<T, (Option<SequenceId>, BackendError)> {
+    done.map_err(|error| (None, error))
+}
+
+fn is_out_of_memory(error: &BackendError) -> bool {
+    error.class == ErrorClass::OutOfMemory && error.fate != Fate::Fatal
+}
+
+/// Ends a session that does not count any more; nobody reads it.
+fn abandoned() -> BackendError {
+    let message = "its worker was given up because a call took too long".into();
+    BackendError { fate: Fate::Fatal, class: ErrorClass::DeviceHung, message }
 }

@@ -1,6 +1,7 @@
-//! What goes in: rows, the job's choices ([`AnnotateSpec`]) and how this run behaves ([`RuntimeLimits`]).
+//! What goes in: rows, the job's choices ([`AnnotateSpec`], [`RowFilter`]) and how this run behaves
+//! ([`RuntimeLimits`]).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -35,6 +36,8 @@ pub struct InputRef {
     pub tag: String,
     /// Prompts; empty for encode jobs. Rows with the same prompts share them.
     pub prompts: Arc<[PromptItem]>,
+    /// Columns of the input that the job keeps or filters by: a JSON object. Every outcome of the row carries them.
+    pub columns: Option<Arc<str>>,
 }
 
 /// Bytes of an object.
@@ -67,6 +70,73 @@ pub enum FetchError {
 pub trait Fetch: Send + Sync {
     /// Reads the whole object of `row`.
     fn fetch<'a>(&'a self, row: &'a InputRef) -> BoxFuture<'a, Result<Fetched, FetchError>>;
+}
+
+/// What is known of a row when its header is read and its plan is made, for a [`RowFilter`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PlannedView<'a> {
+    /// Unique key in the job.
+    pub key: &'a str,
+    /// URL.
+    pub source: &'a str,
+    /// Size of the object, bytes.
+    pub bytes: u64,
+    /// Width after orientation, pixels.
+    pub width: u32,
+    /// Height after orientation, pixels.
+    pub height: u32,
+    /// Image format, lower case (`jpeg`, `png`, …), by the bytes.
+    pub format: &'static str,
+    /// EXIF orientation that is applied, 1 when none is.
+    pub orientation_applied: u8,
+    /// Slicing policy.
+    pub policy: &'a str,
+    /// Grid columns.
+    pub grid_cols: u32,
+    /// Grid rows.
+    pub grid_rows: u32,
+    /// Slices without the overview.
+    pub slices: u32,
+    /// Visual tokens.
+    pub visual_tokens: u32,
+    /// The input's columns: a JSON object.
+    pub columns: Option<&'a str>,
+}
+
+/// Decides by plan and input columns which rows are annotated. A pure function of the row: it is part of the job.
+pub trait RowFilter: Send + Sync {
+    /// Whether the row is annotated. A row that is not is skipped.
+    ///
+    /// # Errors
+    /// Why the condition has no answer for this row; the row fails as `bad_record`.
+    fn keep(&self, row: &PlannedView<'_>) -> Result<bool, String>;
+
+    /// The condition as the user wrote it, for the reason of skipped rows.
+    fn describe(&self) -> String;
+}
+
+/// How many rows may fail before the run is stopped. Rows that failed in earlier runs of the same job do not count.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct FailureLimit {
+    /// More failed rows than this stop the run.
+    pub count: Option<u64>,
+    /// A larger share of failed among failed and annotated rows than this (0 to 1) stops the run, once
+    /// [`SHARE_ROWS_MIN`](Self::SHARE_ROWS_MIN) rows are done.
+    pub share: Option<f64>,
+}
+
+impl FailureLimit {
+    /// Rows that must be done before a share of them says something.
+    pub const SHARE_ROWS_MIN: u64 = 100;
+
+    /// Which limit is passed by so many failed rows of so many done, in words.
+    pub(crate) fn passed(&self, failed: u64, done: u64) -> Option<String> {
+        if let Some(count) = self.count.filter(|count| failed > *count) {
+            return Some(format!("more than {count} rows failed"));
+        }
+        let share = self.share.filter(|_| done >= Self::SHARE_ROWS_MIN)?;
+        (failed as f64 > share * done as f64).then(|| format!("more than {} % of the rows failed", share * 100.0))
+    }
 }
 
 /// The choices of a job that decide its content.
@@ -102,8 +172,9 @@ impl AnnotateSpec {
 /// How a run behaves. None of these changes a byte of the content.
 ///
 /// A chunk in flight holds at most `2 × window_bytes_max` compressed and `prepared_bytes_max` prepared bytes (or its
-/// one largest row or batch, where that is more); there are devices + 1 chunks in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// one largest row or batch, where that is more); there are devices + 1 chunks in flight. Where sizes are estimates,
+/// `fetch_concurrency` objects of the largest size may come on top for each chunk.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RuntimeLimits {
     /// What one encode batch may hold; the devices' own limits apply too.
     pub batch: BatchLimits,
@@ -119,6 +190,14 @@ pub struct RuntimeLimits {
     pub decode_bytes_max: u64,
     /// How often a transient device error is retried before the row fails.
     pub transient_retries_max: u32,
+    /// How often a device's worker that died or hung is replaced without a row being finished in between, and how many
+    /// threads of a device may hang at the same time, before the device is given up.
+    pub worker_restarts_max: u32,
+    /// Longest time of one call of a backend (encoding a batch, the prefill of a prompt, a step) before its worker
+    /// counts as hung, and longest time to open a device anew. `None` or zero waits for ever.
+    pub device_timeout: Option<Duration>,
+    /// How many rows may fail before the run is stopped.
+    pub failures: FailureLimit,
 }
 
 impl Default for RuntimeLimits {
@@ -131,6 +210,9 @@ impl Default for RuntimeLimits {
             prepared_bytes_max: 48 << 20,
             decode_bytes_max: 256 << 20,
             transient_retries_max: 3,
+            worker_restarts_max: 8,
+            device_timeout: Some(Duration::from_secs(600)),
+            failures: FailureLimit::default(),
         }
     }
 }
@@ -144,4 +226,10 @@ pub enum PipelineError {
     /// Limits that cannot work.
     #[error("{0}")]
     Limits(String),
+    /// More rows failed than the run allows ([`FailureLimit`]).
+    #[error("{message}")]
+    TooManyFailed {
+        /// The limit, counts by class, examples and the remedy.
+        message: String,
+    },
 }

@@ -170,24 +170,6 @@ fn a_store_that_is_gone_ends_the_chunk() {
 }
 
 #[test]
-fn a_panic_is_a_fatal_error_for_everybody_and_no_hang() {
-    for (call, nth) in [(FakeCall::Encode, 2), (FakeCall::Admit, 4), (FakeCall::Step, 3), (FakeCall::ReadTokens, 2)] {
-        let task = if call == FakeCall::ReadTokens { TaskKind::Encode } else { TaskKind::Ask };
-        let fault = FakeFault { call, nth, times: 1, failure: FakeFailure::Panic };
-        let rig = Rig::new(task, "cpu", limits(), FakeOptions { faults: vec![fault], ..FakeOptions::default() });
-        let runs = (0..3).map(|_| {
-            let (rows, store) = Input::images(14, task).store();
-            rig.annotator.annotate_chunk(rows, store)
-        });
-        for ended in wait(futures::future::join_all(runs)) {
-            let Err(PipelineError::Fatal(message)) = ended else { panic!("{ended:?}") };
-            assert!(message.contains("device cpu:0 panicked") && message.contains("on demand"), "{message}");
-        }
-        assert!(wait(rig.pool.lease()).is_err(), "a pool with a dead device gives no lease");
-    }
-}
-
-#[test]
 fn a_device_that_cannot_be_opened_is_named() {
     for failure in [FakeFailure::Error(Fate::Fatal, ErrorClass::OutOfMemory), FakeFailure::Panic] {
         let fault = FakeFault { call: FakeCall::Open, nth: 2, times: 1, failure };

@@ -2,7 +2,11 @@
 
 mod bounds;
 mod content;
+mod estimates;
 mod faults;
+mod filter;
+mod lost;
+mod memory;
 mod pool;
 
 use std::{
@@ -118,6 +122,7 @@ impl Input {
             estimated: false,
             tag: String::new(),
             prompts: prompts(task),
+            columns: Some(format!("{{\"key\":\"{key}\"}}").into()),
         });
     }
 
@@ -165,7 +170,7 @@ fn limits() -> RuntimeLimits {
         window_bytes_max: 16 << 10,
         prepared_bytes_max: 256 << 10,
         decode_bytes_max: 1 << 20,
-        transient_retries_max: 3,
+        ..RuntimeLimits::default()
     }
 }
 
@@ -202,12 +207,26 @@ impl Rig {
     fn close(self) -> crate::fake::FakeCounts {
         let Self { factory, pool, annotator, .. } = self;
         drop(annotator);
+        factory.release_hangs();
         Arc::into_inner(pool).expect("nothing else holds the pool").join();
+        until(|| factory.counts().closed == factory.counts().opened, "a worker left behind has not ended");
         let counts = factory.counts();
         assert_eq!(counts.breaches, Vec::<String>::new());
         assert_eq!((counts.images_live, counts.sequences_live), (0, 0), "something stayed on a device");
         counts
     }
+}
+
+/// Waits for something that happens soon on another thread.
+fn until(happened: impl Fn() -> bool, otherwise: &str) {
+    let soon = (0..1000).any(|_| {
+        let now = happened();
+        if !now {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        now
+    });
+    assert!(soon, "{otherwise}");
 }
 
 /// Drives a future; a hang is a failure.

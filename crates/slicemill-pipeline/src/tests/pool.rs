@@ -9,12 +9,17 @@ use std::sync::{
 use futures::poll;
 
 use super::*;
+use crate::Supervision;
 
 fn pool(devices: &str) -> (Arc<FakeFactory>, DevicePool) {
     let factory = Arc::new(FakeFactory::new(small_policy(), FakeOptions::default()));
     let shared: Arc<dyn BackendFactory> = factory.clone();
     let pool = DevicePool::start(&shared, &parse_devices(devices).unwrap()).unwrap();
     (factory, pool)
+}
+
+fn supervision() -> Supervision {
+    Supervision::new(&limits(), Arc::default())
 }
 
 #[test]
@@ -60,7 +65,7 @@ fn work_runs_on_the_thread_of_its_device_and_gives_it_back() {
         let names = names.clone();
         let limits = wait(async {
             let lease = pool.lease().await.unwrap();
-            let work = lease.run(move |backend, cancel| {
+            let work = lease.run(supervision(), move |backend, cancel| {
                 let name = std::thread::current().name().map(ToOwned::to_owned);
                 names.lock().unwrap().push((name, std::thread::current().id(), cancel.is_cancelled()));
                 backend.limits()
@@ -85,7 +90,7 @@ fn a_device_is_not_given_away_while_dropped_work_still_runs() {
     let saw = saw_cancel.clone();
     wait(async {
         let lease = pool.lease().await.unwrap();
-        let mut work = Box::pin(lease.run(move |_, cancel| {
+        let mut work = Box::pin(lease.run(supervision(), move |_, cancel| {
             started_in.send(()).unwrap();
             go_out.recv().unwrap();
             saw.store(cancel.is_cancelled(), Ordering::SeqCst);
