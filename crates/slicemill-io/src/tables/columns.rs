@@ -44,7 +44,8 @@ pub(crate) fn fields(text: &str) -> Result<Vec<(String, &str)>, String> {
     let mut fields = Vec::new();
     while !rest.starts_with('}') {
         let (name, after) = value(rest)?;
-        let name = serde_json::from_str::<String>(name).map_err(|error| format!("a name in it is not text: {error}"))?;
+        let name =
+            serde_json::from_str::<String>(name).map_err(|error| format!("a name in it is not text: {error}"))?;
         rest = after.trim_start().strip_prefix(':').ok_or_else(not_object)?;
         let (spelled, after) = value(rest)?;
         fields.push((name, spelled.trim()));
@@ -123,10 +124,7 @@ pub(crate) fn check_value(spelled: &str) -> Result<(), String> {
 }
 
 /// The object of `names` with their values, null where there is none. `None` when no column is asked for.
-pub(crate) fn object<'a>(
-    names: &[String],
-    mut value: impl FnMut(&str) -> Option<Cow<'a, str>>,
-) -> Option<String> {
+pub(crate) fn object<'a>(names: &[String], mut value: impl FnMut(&str) -> Option<Cow<'a, str>>) -> Option<String> {
     if names.is_empty() {
         return None;
     }
@@ -162,8 +160,7 @@ mod tests {
         let text = r#" { "a" : 1.50 ,"b":"x\u00e9" , "c": [1, {"d":null}],"a":2e5 , "é\"":{} } "#;
         let found = fields(text).unwrap();
         let pairs: Vec<_> = found.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        let expected =
-            [("a", "1.50"), ("b", r#""x\u00e9""#), ("c", r#"[1, {"d":null}]"#), ("a", "2e5"), ("é\"", "{}")];
+        let expected = [("a", "1.50"), ("b", r#""x\u00e9""#), ("c", r#"[1, {"d":null}]"#), ("a", "2e5"), ("é\"", "{}")];
         assert_eq!(pairs, expected);
         assert_eq!(field(&found, "a"), Some("2e5"));
         assert_eq!(fields("{}").unwrap(), []);
