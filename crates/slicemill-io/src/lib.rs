@@ -36,6 +36,7 @@ mod source;
 pub mod sources;
 mod store;
 mod stores;
+pub mod tables;
 mod walk;
 
 pub use error::{IoError, IoErrorKind};

@@ -6,35 +6,7 @@
 use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-/// The columns of the input that a job asks for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InputColumns {
-    /// Columns that are written to the output.
-    pub keep: Vec<String>,
-    /// Columns that rows are filtered by.
-    pub r#where: Vec<String>,
-}
-
-impl InputColumns {
-    /// Every name once: those to keep in their order, then those only filtered by.
-    pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
-        for name in self.keep.iter().chain(&self.r#where) {
-            if !names.contains(&name.as_str()) {
-                names.push(name);
-            }
-        }
-        names
-    }
-
-    /// Whether no column is asked for.
-    pub fn is_empty(&self) -> bool {
-        self.keep.is_empty() && self.r#where.is_empty()
-    }
-}
 
 /// Names and values of a JSON object, values as they are spelled. Of equal names all are there, in order.
 pub(crate) fn fields(text: &str) -> Result<Vec<(String, &str)>, String> {
@@ -146,14 +118,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn names_are_asked_for_once_and_in_order() {
-        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let columns = InputColumns { keep: names(&["b", "a", "b"]), r#where: names(&["c", "a"]) };
-        assert_eq!(columns.names(), ["b", "a", "c"]);
-        assert!(!columns.is_empty() && InputColumns::default().is_empty());
-    }
 
     #[test]
     fn fields_keep_their_spelling() {

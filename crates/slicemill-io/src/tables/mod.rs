@@ -11,15 +11,29 @@
 //! with [`Place::Refused`](crate::Place::Refused): every row is accounted for. What is wrong with the whole file
 //! (no such column, two that could be meant) ends the listing with a message that lists the columns.
 
+mod cells;
 mod columns;
+mod csv_rows;
 mod entries;
+mod footer;
+mod json_values;
 mod jsonl;
+mod lines;
+mod list;
 mod locate;
 mod object;
+mod pages;
+mod parquet_rows;
 mod pick;
 mod text;
 mod types;
 
-pub use columns::InputColumns;
+pub use cells::CellReader;
 pub use entries::TableCounts;
+#[doc(hidden)]
+pub use list::list_bytes;
+pub use list::{TableOptions, Tables};
 pub use types::{ColumnType, ColumnTypes, columns_batch};
+
+#[cfg(test)]
+mod tests;

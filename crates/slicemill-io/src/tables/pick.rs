@@ -4,17 +4,39 @@ use crate::{IoError, IoErrorKind};
 
 /// Names of columns that hold the bytes of an image.
 const BYTES: [&str; 14] = [
-    "image", "img", "bytes", "jpg", "jpeg", "png", "webp", "image_bytes", "img_bytes", "image_data", "img_data",
-    "image_content", "content", "data",
+    "image",
+    "img",
+    "bytes",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "image_bytes",
+    "img_bytes",
+    "image_data",
+    "img_data",
+    "image_content",
+    "content",
+    "data",
 ];
 /// Names that say where an image is, and that it is one.
 const IMAGE_LOCATIONS: [&str; 13] = [
-    "image", "image_url", "image_uri", "image_path", "image_file", "image_location", "image_filename", "img", "img_url",
-    "img_uri", "img_path", "img_file", "file_name",
+    "image",
+    "image_url",
+    "image_uri",
+    "image_path",
+    "image_file",
+    "image_location",
+    "image_filename",
+    "img",
+    "img_url",
+    "img_uri",
+    "img_path",
+    "img_file",
+    "file_name",
 ];
 /// Names that say where something is.
-const LOCATIONS: [&str; 8] =
-    ["url", "uri", "path", "file", "filename", "file_path", "filepath", "location"];
+const LOCATIONS: [&str; 8] = ["url", "uri", "path", "file", "filename", "file_path", "filepath", "location"];
 
 /// What a column may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +108,11 @@ pub(crate) fn pick(file: &str, columns: &[Column], named: Option<&str>) -> Resul
     Err(cannot_pick(file, columns, "no column has a name and a type that say so"))
 }
 
+/// Whether the name of a column says that it may be locations.
+pub(crate) fn says_location(name: &str) -> bool {
+    IMAGE_LOCATIONS.iter().chain(&LOCATIONS).any(|known| known.eq_ignore_ascii_case(name))
+}
+
 fn pick_named(file: &str, columns: &[Column], name: &str) -> Result<Picked, IoError> {
     let index = columns.iter().position(|column| column.name == name);
     match index.map(|index| (index, columns[index].usable)) {
@@ -99,11 +126,14 @@ fn pick_named(file: &str, columns: &[Column], name: &str) -> Result<Picked, IoEr
             );
             Err(IoError::fatal(IoErrorKind::Invalid, message))
         }
-        None => {
-            let message = format!("{file} has no column '{name}'; its columns are {}", listed(columns));
-            Err(IoError::fatal(IoErrorKind::Invalid, message))
-        }
+        None => Err(no_column(file, columns, name)),
     }
+}
+
+/// That there is no column `name`, and which there are.
+pub(crate) fn no_column(file: &str, columns: &[Column], name: &str) -> IoError {
+    let message = format!("{file} has no column '{name}'; its columns are {}", listed(columns));
+    IoError::fatal(IoErrorKind::Invalid, message)
 }
 
 fn cannot_pick(file: &str, columns: &[Column], why: &str) -> IoError {
@@ -118,8 +148,11 @@ fn cannot_pick(file: &str, columns: &[Column], why: &str) -> IoError {
 fn listed(columns: &[Column]) -> String {
     const SHOWN: usize = 40;
     let short = |text: &str| text.chars().take(80).collect::<String>();
-    let names: Vec<_> =
-        columns.iter().take(SHOWN).map(|column| format!("{} ({})", short(&column.name), short(&column.shown))).collect();
+    let names: Vec<_> = columns
+        .iter()
+        .take(SHOWN)
+        .map(|column| format!("{} ({})", short(&column.name), short(&column.shown)))
+        .collect();
     let more = columns.len().saturating_sub(SHOWN);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     names.join(", ") + &more
