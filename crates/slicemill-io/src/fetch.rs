@@ -124,7 +124,7 @@ fn parse(url: &str) -> Result<Url, IoError> {
 }
 
 /// What says that an object is still the same: its etag, else its modification time.
-fn tag(meta: &ObjectMeta) -> String {
+pub(crate) fn tag(meta: &ObjectMeta) -> String {
     meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
 }
 

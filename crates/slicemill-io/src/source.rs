@@ -90,6 +90,11 @@ impl FolderSource {
         Ok(Self { roots, excluded: Vec::new() })
     }
 
+    /// These, whose keys are known.
+    pub(crate) const fn of(roots: Vec<Root>, excluded: Vec<PathBuf>) -> Self {
+        Self { roots, excluded }
+    }
+
     /// The same without what lies below `folder` (the job's own output).
     #[must_use]
     pub fn excluding(mut self, folder: &Path) -> Self {
@@ -111,7 +116,7 @@ fn root(input: &OsStr, several: bool) -> Result<Root, IoError> {
     let name = path.file_name().map(key_part).unwrap_or_default();
     if metadata.is_dir() {
         let prefix = if several && !name.is_empty() { format!("{name}/") } else { String::new() };
-        Ok(Root::Folder { path, prefix })
+        Ok(Root::Folder { path, prefix, depth: usize::MAX })
     } else if metadata.is_file() {
         Ok(Root::File { path, key: name })
     } else {

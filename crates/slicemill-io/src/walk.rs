@@ -19,7 +19,8 @@ pub(crate) enum Root {
     /// One file and its key.
     File { path: PathBuf, key: String },
     /// A folder and what its keys begin with.
-    Folder { path: PathBuf, prefix: String },
+    /// Files more than `depth` folders below are not looked for.
+    Folder { path: PathBuf, prefix: String, depth: usize },
 }
 
 impl Root {
@@ -89,7 +90,9 @@ impl Listing {
         for root in roots {
             match root {
                 Root::File { path, key } => files.push(entry(path, key.clone())?),
-                Root::Folder { path, prefix } => walks.push(Walk::start(path, prefix, excluded.clone())?),
+                Root::Folder { path, prefix, depth } => {
+                    walks.push(Walk::start(path, prefix, *depth, excluded.clone())?)
+                }
             }
         }
         files.sort_by(|a, b| a.key.cmp(&b.key));
@@ -135,7 +138,7 @@ impl Iterator for Listing {
     }
 }
 
-fn duplicate(key: &str, first: &str, second: &str) -> IoError {
+pub(crate) fn duplicate(key: &str, first: &str, second: &str) -> IoError {
     let message = format!(
         "two inputs have the same key '{key}': {first} and {second}; \
          rename one, or give a folder above both as the one input"
@@ -149,6 +152,7 @@ struct Walk {
     files: std::vec::IntoIter<InputEntry>,
     open: Vec<OpenFolder>,
     excluded: Vec<PathBuf>,
+    depth: usize,
 }
 
 #[derive(Debug)]
@@ -172,9 +176,9 @@ struct Item {
 }
 
 impl Walk {
-    fn start(path: &Path, prefix: &str, excluded: Vec<PathBuf>) -> Result<Self, IoError> {
+    fn start(path: &Path, prefix: &str, depth: usize, excluded: Vec<PathBuf>) -> Result<Self, IoError> {
         let canonical = path.canonicalize().map_err(|error| unlistable(path, error))?;
-        let mut walk = Self { excluded, ..Self::default() };
+        let mut walk = Self { excluded, depth, ..Self::default() };
         if !walk.excluded.contains(&canonical) {
             walk.open.push(OpenFolder::open(path.to_owned(), canonical, prefix.to_owned())?);
         }
@@ -185,7 +189,9 @@ impl Walk {
         if let Some(file) = self.files.next() {
             return Ok(Some(file));
         }
-        while let Some(folder) = self.open.last_mut() {
+        loop {
+            let depth = self.open.len();
+            let Some(folder) = self.open.last_mut() else { return Ok(None) };
             let Some(item) = folder.items.next() else {
                 self.open.pop();
                 continue;
@@ -194,6 +200,9 @@ impl Walk {
             let key = format!("{}{}", folder.prefix, item.key);
             if !item.folder {
                 return entry(&path, key).map(Some);
+            }
+            if depth > self.depth {
+                continue;
             }
             let canonical = if item.link {
                 path.canonicalize().map_err(|error| unlistable(&path, error))?
@@ -206,7 +215,6 @@ impl Walk {
                 self.open.push(OpenFolder::open(path, canonical, key)?);
             }
         }
-        Ok(None)
     }
 }
 

@@ -1,11 +1,29 @@
 //! Sources: everything inputs can come from, told apart by its bytes.
 
+#[path = "../tables/columns.rs"]
+mod columns;
+mod counts;
+mod found;
+mod inputs;
+mod kinds;
+mod object;
+mod open;
+mod reader;
+mod sample;
+mod set;
 mod spool;
+#[doc(hidden)]
+pub mod tar;
+mod unpack;
 
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
 
+pub use counts::SourceCounts;
+pub use reader::PlaceReader;
+pub use sample::{Limited, Sampled, in_sample};
+pub use set::{SourceOptions, SourceSet};
 pub use spool::{Segment, SegmentIndex, SegmentKey, Spool, SpoolWriter};
 
 use crate::{InputEntry, IoError};
