@@ -24,7 +24,7 @@ use object_store::ObjectStoreExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{ModelCard, TaskKind, TokenDtype};
 use slicemill_io::{
-    ColumnTypes, ContentSpec, FolderSource, FrozenInputs, Generation, InputEntry, InputsChange, IoError, Ledger,
+    ColumnTypes, ContentSpec, FrozenInputs, Generation, InputEntry, InputsChange, IoError, IoErrorKind, Ledger,
     Location, OutputStore, Source, Stores, added_inputs, compare_inputs,
 };
 
@@ -240,6 +240,7 @@ pub async fn freeze(
     questions.extend(asked.freeze(output, generations.len()).await?);
     let seen = Arc::new(Mutex::new(job_json.columns.clone()));
     let new = ledger.write_inputs(observed(new, &seen), job.chunk_rows, writer_of(part).as_deref()).await?;
+    source.check().map_err(of_inputs)?;
     let now = taken(&seen);
     if now != job_json.columns {
         return Err(ExecError::Incomplete(format!(
@@ -266,7 +267,9 @@ async fn freeze_first(
     let questions = asked.freeze(output, 0).await?.into_iter().collect();
     let seen = Arc::new(Mutex::new(frozen.columns.clone()));
     let listing = observed(asked.list(source), &seen);
-    let new = frozen.ledger(output).write_inputs(listing, job.chunk_rows, writer_of(part).as_deref()).await?;
+    let new = frozen.ledger(output).write_inputs(listing, job.chunk_rows, writer_of(part).as_deref()).await;
+    let new = new.map_err(of_inputs)?;
+    source.check().map_err(of_inputs)?;
     if new.rows() == 0 {
         return Err(ExecError::NoInputs(job.inputs.join(", ")));
     }
@@ -279,6 +282,14 @@ async fn freeze_first(
     ledger.write_job(frozen.to_json()?).await?;
     let generations = vec![ledger.record_inputs(new, shard_chunks(job)).await?];
     Ok(Frozen { job: frozen, ledger, generations, questions, unasked: asked.unasked })
+}
+
+/// Errors of listing that a person mends in the command.
+fn of_inputs(error: IoError) -> ExecError {
+    match error.kind {
+        IoErrorKind::NotFound | IoErrorKind::Invalid => ExecError::Inputs(error),
+        _ => ExecError::Io(error),
+    }
 }
 
 /// The input columns that a job keeps or filters by.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use datafusion::common::runtime::SpawnedTask;
 use serde::{Deserialize, Serialize};
 use slicemill_core::TaskKind;
+use slicemill_io::sources::SourceCounts;
 use slicemill_io::{
     Counts, Generation, IoSnapshot, Ledger, LedgerState, Location, OutputLock, OutputStore, RetryPass, Source,
 };
@@ -153,7 +154,7 @@ pub async fn run_in(
     summary.total = run.outcome.total;
     summary.this_run = run.outcome.this_run;
     summary.elapsed = run.elapsed;
-    RunRecord::write(output, options, &summary, run.progress).await?;
+    RunRecord::write(output, options, &summary, run.progress, source.counts()).await?;
     Ok(summary)
 }
 
@@ -395,6 +396,9 @@ pub struct RunRecord {
     /// Stages, devices and failures.
     #[serde(default)]
     pub progress: Option<ProgressSnapshot>,
+    /// What was found in each input when they were listed.
+    #[serde(default)]
+    pub sources: Vec<SourceCounts>,
     /// Requests, retries and errors of stores.
     #[serde(default)]
     pub io: IoSnapshot,
@@ -412,6 +416,7 @@ impl RunRecord {
         options: &RunOptions,
         summary: &RunSummary,
         progress: ProgressSnapshot,
+        sources: Vec<SourceCounts>,
     ) -> Result<(), ExecError> {
         let record = Self {
             slicemill: env!("CARGO_PKG_VERSION").to_owned(),
@@ -425,6 +430,7 @@ impl RunRecord {
             interrupted: summary.interrupted,
             elapsed_s: summary.elapsed.as_secs_f64(),
             progress: Some(progress),
+            sources,
             io: options.stores.counters().snapshot(),
             resident_bytes_peak: crate::resident_bytes_peak(),
         };

@@ -43,8 +43,8 @@ pub use error::{IoError, IoErrorKind};
 pub use fetch::ObjectFetch;
 pub use inputs::{FrozenInputs, InputsChange, InputsDigest, added_inputs, compare_inputs, digest_inputs};
 pub use ledger::{
-    ChunkEntry, ChunkStager, Counts, FileRecord, FlopSums, Generation, Ledger, LedgerState, NewInputs, RetryPass, ShardEntry,
-    StagedChunk, Success,
+    ChunkEntry, ChunkStager, Counts, FileRecord, FlopSums, Generation, Ledger, LedgerState, NewInputs, RetryPass,
+    ShardEntry, StagedChunk, Success,
 };
 pub use lock::OutputLock;
 pub use parquet_file::{ParquetEncoder, RowGroupLimits, read_parquet, write_parquet};
@@ -58,6 +58,6 @@ pub use rows::{
 pub use schema::{ContentSpec, Dataset, INPUT_PREFIX, SCHEMA_VERSION, arrow_schema, schema_sha256, schema_text};
 pub use source::{FolderSource, InputEntry, Source};
 pub use sources::{InputColumns, Spool};
-pub use tables::{ColumnTypes, columns_batch};
 pub use store::{Location, OutputStore, Stores};
 pub use stores::{StoreOptions, object_url, shown_url};
+pub use tables::{ColumnTypes, columns_batch};

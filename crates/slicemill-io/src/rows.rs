@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray as _, BooleanArray, Float32Array, ListArray, PrimitiveArray, StringArray,
-    UInt8Array, UInt32Array, UInt64Array,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray as _, BooleanArray, Float32Array, ListArray, PrimitiveArray,
+    StringArray, UInt8Array, UInt32Array, UInt64Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type, Int64Type, UInt8Type, UInt32Type, UInt64Type};
@@ -144,10 +144,7 @@ fn batch(dataset: Dataset, spec: &ContentSpec, arrays: Vec<ArrayRef>) -> Result<
 }
 
 /// The carried columns of rows, in the order of the spec.
-fn input_arrays<'a>(
-    spec: &ContentSpec,
-    rows: impl Iterator<Item = Option<&'a str>>,
-) -> Result<Vec<ArrayRef>, IoError> {
+fn input_arrays<'a>(spec: &ContentSpec, rows: impl Iterator<Item = Option<&'a str>>) -> Result<Vec<ArrayRef>, IoError> {
     if spec.input.columns().is_empty() {
         return Ok(Vec::new());
     }

@@ -313,7 +313,14 @@ mod tests {
     use super::*;
 
     fn spec(task: TaskKind, token_ids: bool, token_dtype: TokenDtype) -> ContentSpec {
-        ContentSpec { task, token_ids, token_dtype, token_width: 4, model_fingerprint: "f".to_owned(), input: ColumnTypes::default() }
+        ContentSpec {
+            task,
+            token_ids,
+            token_dtype,
+            token_width: 4,
+            model_fingerprint: "f".to_owned(),
+            input: ColumnTypes::default(),
+        }
     }
 
     /// A change here is a change of the output format: raise `SCHEMA_VERSION` and say so in the change log.

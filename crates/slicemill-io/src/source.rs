@@ -10,6 +10,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
+use crate::sources::SourceCounts;
 use crate::walk::{Listing, Root, key_part};
 use crate::{IoError, IoErrorKind, Location};
 
@@ -58,6 +59,19 @@ pub trait Source: Send + Sync {
 
     /// The source in words, for logs and the job record.
     fn describe(&self) -> String;
+
+    /// To be asked when a listing has come to its end: what only the whole list can be wrong about.
+    ///
+    /// # Errors
+    /// As a column that was asked for and is in no table.
+    fn check(&self) -> Result<(), IoError> {
+        Ok(())
+    }
+
+    /// What the last whole listing found, one for each input.
+    fn counts(&self) -> Vec<SourceCounts> {
+        Vec::new()
+    }
 }
 
 /// Files and folders, recursively.

@@ -7,7 +7,7 @@ use indicatif::MultiProgress;
 use slicemill_core::ErrorClass;
 use slicemill_exec::{
     ExecError, FrozenJob, Job, JobDraft, Part, RetrySummary, RunObserver, RunOptions, RunSummary, RunTotals,
-    SpoolOptions, StopSignal, runtime_limits,
+    SpoolOptions, StandardInput, StopSignal, runtime_limits,
 };
 use slicemill_io::{Counts, StoreOptions, Stores};
 use slicemill_pipeline::{BackendFactory, DeviceId, FailureLimit, Progress, parse_devices};
@@ -92,6 +92,7 @@ pub fn run_options(flags: &RunFlags, share: &ShareFlags, stores: Stores) -> Resu
             .transpose()
             .map_err(|why| Failure::usage(format!("--shard: {why}")))?,
         stores,
+        standard_input: None,
         max_failed: flags.max_failed.as_deref().map(parse_failure_limit).transpose()?,
         device_timeout: flags.device_timeout.as_deref().map(parse_time).transpose()?,
         spool: SpoolOptions {
@@ -166,6 +167,8 @@ impl Session<'_> {
     fn run_draft(&self, draft: &JobDraft, options: &RunOptions, flags: &RunFlags) -> Result<Exit, Failure> {
         let factory = models::open(draft.model_name(), draft.windows(), runtime_of(options, draft.num_beams()))?;
         let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
+        let kept = KeptInput::of(&job.inputs)?;
+        let options = &RunOptions { standard_input: kept.as_ref().map(KeptInput::input), ..options.clone() };
         let summary = self.run_job(&job, options, flags, factory)?;
         Ok(self.conclude(conclude_run(&summary, options.part, &job.output), &summary.total, summary.elapsed))
     }
@@ -267,6 +270,33 @@ impl Session<'_> {
             tracing::warn!(target: "slicemill", "{}: cannot write the counters: {error}", file.display());
         }
         result.map_err(failure_of)
+    }
+}
+
+/// Standard input in a temporary file, which goes when this is dropped.
+pub struct KeptInput {
+    file: tempfile::NamedTempFile,
+    zero_separated: bool,
+}
+
+impl KeptInput {
+    /// Reads standard input to its end when `-` is among the inputs.
+    pub fn of(inputs: &[String]) -> Result<Option<Self>, Failure> {
+        if !inputs.iter().any(|input| input == "-") {
+            return Ok(None);
+        }
+        let wrong = |error: std::io::Error| Failure::failed(format!("standard input cannot be kept: {error}"));
+        let mut file = tempfile::NamedTempFile::new().map_err(wrong)?;
+        std::io::copy(&mut std::io::stdin().lock(), &mut file).map_err(wrong)?;
+        let mut beginning = Vec::new();
+        let read = std::fs::File::open(file.path()).map_err(wrong)?;
+        std::io::Read::read_to_end(&mut std::io::Read::take(read, 1 << 16), &mut beginning).map_err(wrong)?;
+        Ok(Some(Self { file, zero_separated: beginning.contains(&0) }))
+    }
+
+    /// Where it is kept.
+    pub fn input(&self) -> StandardInput {
+        StandardInput { file: self.file.path().to_owned(), zero_separated: self.zero_separated }
     }
 }
 

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use slicemill_core::{PlanRow, Size, SlicingPolicy};
-use slicemill_exec::{JobDraft, StopSignal};
+use slicemill_exec::{JobDraft, RunOptions, StopSignal};
 
 use crate::args::{Format, OutputFlags, PlanArgs, ShareFlags};
 use crate::exit::{Exit, Failure};
 use crate::models;
 use crate::printing::Printer;
 
-use super::annotate::{draft_of_file, draft_of_flags, failure_of, run_options, runtime, runtime_of, stores};
+use super::annotate::{KeptInput, draft_of_file, draft_of_flags, failure_of, run_options, runtime, runtime_of, stores};
 
 /// Plans sizes, inputs or a job file.
 pub fn run(args: &PlanArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit, Failure> {
@@ -98,6 +98,8 @@ fn plan_draft(args: &PlanArgs, flags: &OutputFlags, draft: &JobDraft, printer: P
     let options = run_options(&args.run, &ShareFlags::default(), stores(flags)?)?;
     let factory = models::open(draft.model_name(), draft.windows(), runtime_of(&options, draft.num_beams()))?;
     let job = draft.resolve(factory.card()).map_err(Failure::usage)?;
+    let kept = KeptInput::of(&job.inputs)?;
+    let options = RunOptions { standard_input: kept.as_ref().map(KeptInput::input), ..options };
     let summary = runtime()?.block_on(async {
         let mut summary = slicemill_exec::plan_job(&job, Arc::clone(&factory), &options).await?;
         if let Some(count) = args.measure {

@@ -108,6 +108,15 @@ pub struct Job {
     pub shard_rows: u32,
 }
 
+/// Standard input, kept in a file because a list is read more than once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandardInput {
+    /// The file.
+    pub file: PathBuf,
+    /// Its lines end in zero bytes, as those of `find -print0`.
+    pub zero_separated: bool,
+}
+
 /// Where compressed archives and tables are unpacked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SpoolOptions {
@@ -142,6 +151,8 @@ pub struct RunOptions {
     pub device_timeout: Option<Duration>,
     /// Failed rows at which the run stops.
     pub max_failed: Option<FailureLimit>,
+    /// A list of inputs that came on standard input.
+    pub standard_input: Option<StandardInput>,
     /// Where archives and tables are unpacked.
     pub spool: SpoolOptions,
 }
@@ -194,6 +205,7 @@ impl Default for RunOptions {
             stores: Stores::new(StoreOptions::new()),
             device_timeout: None,
             max_failed: None,
+            standard_input: None,
             spool: SpoolOptions::default(),
         }
     }

@@ -91,6 +91,12 @@ fn listed(counts: &BTreeMap<String, u64>) -> String {
 }
 
 fn failed(out: &mut String, report: &Report) -> std::fmt::Result {
+    if let Some(run) = report.runs.iter().rev().find(|run| !run.sources.is_empty()) {
+        writeln!(out, "\ninputs as listed")?;
+        for source in &run.sources {
+            writeln!(out, "  {source}")?;
+        }
+    }
     if !report.counts.failed_by_class.is_empty() {
         writeln!(out, "\nfailed rows by class")?;
     }

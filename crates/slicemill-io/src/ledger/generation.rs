@@ -55,8 +55,11 @@ impl Ledger {
             return Err(IoError::fatal(IoErrorKind::Invalid, "a shard of 0 chunks is not possible"));
         }
         let before = self.generations().await?;
-        let shard_first =
-            before.iter().take_while(|generation| generation.number < new.number).last().map_or(0, |last| last.shards().end);
+        let shard_first = before
+            .iter()
+            .take_while(|generation| generation.number < new.number)
+            .last()
+            .map_or(0, |last| last.shards().end);
         let generation = Generation {
             number: new.number,
             rows: new.inputs.rows(),

@@ -6,7 +6,14 @@ use super::*;
 use crate::parquet_file::{read_parquet, write_parquet};
 
 fn spec(task: TaskKind, token_dtype: TokenDtype) -> ContentSpec {
-    ContentSpec { task, token_ids: true, token_dtype, token_width: 2, model_fingerprint: "abc".to_owned(), input: crate::ColumnTypes::default() }
+    ContentSpec {
+        task,
+        token_ids: true,
+        token_dtype,
+        token_width: 2,
+        model_fingerprint: "abc".to_owned(),
+        input: crate::ColumnTypes::default(),
+    }
 }
 
 fn row(number: u32) -> ContentRow {
@@ -120,10 +127,18 @@ fn failed_skipped_and_timings_round_trip() {
             columns: None,
         })
         .collect();
-    assert_eq!(failed_rows(&through_a_file(&failed_batch(&spec(TaskKind::Caption, TokenDtype::F32), &failed).unwrap())).unwrap(), failed);
+    assert_eq!(
+        failed_rows(&through_a_file(&failed_batch(&spec(TaskKind::Caption, TokenDtype::F32), &failed).unwrap()))
+            .unwrap(),
+        failed
+    );
 
     let skipped = [SkippedRow { key: "k".to_owned(), source: "s".to_owned(), reason: "r".to_owned(), columns: None }];
-    assert_eq!(skipped_rows(&through_a_file(&skipped_batch(&spec(TaskKind::Caption, TokenDtype::F32), &skipped).unwrap())).unwrap(), skipped);
+    assert_eq!(
+        skipped_rows(&through_a_file(&skipped_batch(&spec(TaskKind::Caption, TokenDtype::F32), &skipped).unwrap()))
+            .unwrap(),
+        skipped
+    );
 
     let timings = [TimingRow {
         key: "k".to_owned(),
