@@ -12,7 +12,7 @@
 //! (no such column, two that could be meant) ends the listing with a message that lists the columns.
 
 mod cells;
-mod columns;
+pub(crate) mod columns;
 mod csv_rows;
 mod entries;
 mod footer;
