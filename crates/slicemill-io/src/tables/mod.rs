@@ -21,7 +21,7 @@ mod jsonl;
 mod lines;
 mod list;
 mod locate;
-mod object;
+pub(crate) mod object;
 mod pages;
 mod parquet_rows;
 mod pick;

@@ -8,14 +8,13 @@ use slicemill_core::ErrorClass;
 use url::Url;
 
 use super::*;
+use crate::Place;
 use crate::sources::{PlaceReader, SegmentIndex, SpoolWriter};
-use crate::{Place, RetryBudget};
 
 const JPEG: &[u8] = b"\xff\xd8\xff\xe0 an image";
 
 fn options() -> SourceOptions {
-    let stores = Stores::default();
-    SourceOptions::new(stores.clone(), ObjectFetch::new(stores, RetryBudget::ONCE))
+    SourceOptions::new(Stores::default(), RetryBudget::ONCE)
 }
 
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
@@ -66,13 +65,15 @@ async fn read(row: &InputEntry, reader: &PlaceReader) -> Result<Vec<u8>, IoError
     let file = || std::fs::read(Url::parse(url).unwrap().to_file_path().unwrap()).unwrap();
     match place {
         Place::Whole => Ok(file()),
-        Place::At { offset, bytes } => Ok(file()[usize::try_from(offset).unwrap()..][..usize::try_from(bytes).unwrap()].to_vec()),
+        Place::At { offset, bytes } => {
+            Ok(file()[usize::try_from(offset).unwrap()..][..usize::try_from(bytes).unwrap()].to_vec())
+        }
         place => reader.read(row, &place, u64::MAX).await.map(Vec::from),
     }
 }
 
 fn reader(folder: &Path) -> PlaceReader {
-    PlaceReader::new(options().fetch, Spool::new(folder, 64 << 20))
+    PlaceReader::new(Stores::default(), RetryBudget::ONCE, Spool::new(folder, 64 << 20))
 }
 
 #[tokio::test]
@@ -95,8 +96,18 @@ async fn a_folder_with_objects_and_archives() {
     }
     let (rows, counts) = rows(&[at.to_str().unwrap()]).await;
     let expected = [
-        "a.tar/z.jpg", "a.tar/a.jpg", "a.tar.gz/z.jpg", "a.tar.gz/a.jpg", "b.jpg", "c/d.TZST/z.jpg", "c/d.TZST/a.jpg",
-        "cut.parquet", "false.tar", "false.tgz", "hidden.jpg", "list.jsonl",
+        "a.tar/z.jpg",
+        "a.tar/a.jpg",
+        "a.tar.gz/z.jpg",
+        "a.tar.gz/a.jpg",
+        "b.jpg",
+        "c/d.TZST/z.jpg",
+        "c/d.TZST/a.jpg",
+        "cut.parquet",
+        "false.tar",
+        "false.tgz",
+        "hidden.jpg",
+        "list.jsonl",
     ];
     assert_eq!(keys(&rows), expected);
     let reader = reader(&at.join(".spool"));
@@ -296,7 +307,8 @@ async fn bombs_are_cut_off() {
     assert_eq!(keys(&rows)[0], "a.tar.zst/a.jpg");
     let last = Place::split(&rows.last().unwrap().url).1;
     assert!(matches!(&last, Place::Refused { why, .. } if why.contains("more than 1048576 bytes")), "{last:?}");
-    let reader = PlaceReader::new(options().fetch, Spool::new(folder.path().join("spool"), 2 << 20));
+    let reader =
+        PlaceReader::new(Stores::default(), RetryBudget::ONCE, Spool::new(folder.path().join("spool"), 2 << 20));
     assert_eq!(read(&rows[0], &reader).await.unwrap(), JPEG);
     let too_large = reader.read(&rows[0], &Place::split(&rows[0].url).1, 3).await.unwrap_err();
     assert_eq!(too_large.kind, IoErrorKind::TooLarge);
@@ -320,13 +332,10 @@ async fn one_archive_is_unpacked_once() {
     let path = write(folder.path(), "a.tar.gz", &gzip(&tar(&[("a.jpg", JPEG), ("b.jpg", b"b")])));
     let (rows, _) = rows(&[path.to_str().unwrap()]).await;
     let spool = Spool::new(folder.path().join("spool"), 1 << 20);
-    let reader = PlaceReader::new(options().fetch, spool.clone());
+    let reader = PlaceReader::new(Stores::default(), RetryBudget::ONCE, spool.clone());
     read(&rows[0], &reader).await.unwrap();
-    let key = crate::sources::SegmentKey {
-        url: Place::split(&rows[0].url).0.to_owned(),
-        tag: rows[0].tag.clone(),
-        part: 0,
-    };
+    let key =
+        crate::sources::SegmentKey { url: Place::split(&rows[0].url).0.to_owned(), tag: rows[0].tag.clone(), part: 0 };
     let again = |_: &mut SpoolWriter| -> Result<SegmentIndex, IoError> { panic!("it is there") };
     spool.get_or_fill(key, again).await.unwrap();
     assert_eq!(read(&rows[1], &reader).await.unwrap(), b"b");
@@ -344,4 +353,67 @@ async fn listing_ends_when_nobody_listens() {
     assert_eq!(set.counts(), None);
     assert_eq!(listed(&set).await.unwrap().len(), 5000);
     assert_eq!(set.describe(), folder.path().display().to_string());
+}
+
+/// A store in memory in place of S3.
+async fn bucket(objects: &[(&str, Vec<u8>)]) -> Stores {
+    use object_store::ObjectStoreExt as _;
+    let store = object_store::memory::InMemory::new();
+    for (name, bytes) in objects {
+        store.put(&(*name).into(), bytes.clone().into()).await.unwrap();
+    }
+    Stores::default().with_store("s3", Arc::new(store))
+}
+
+async fn remote(stores: &Stores, inputs: &[&str]) -> Result<Vec<InputEntry>, IoError> {
+    listed(&SourceSet::new(inputs, SourceOptions::new(stores.clone(), RetryBudget::ONCE)).unwrap()).await
+}
+
+#[tokio::test]
+async fn prefixes_objects_and_patterns_in_a_store() {
+    let large = vec![5; 3 << 20];
+    let archive = tar(&[("large.jpg", &large), ("a.jpg", JPEG), ("a.json", b"{}")]);
+    let stores = bucket(&[
+        ("p/a.jpg", JPEG.to_vec()),
+        ("p/a/b.jpg", JPEG.to_vec()),
+        ("p/a-b.jpg", JPEG.to_vec()),
+        ("p/folder", Vec::new()),
+        ("p/t-1.tar", archive.clone()),
+        ("p/t-2.tar.gz", gzip(&archive)),
+        ("q/x.jpg", JPEG.to_vec()),
+        ("p-not/y.jpg", JPEG.to_vec()),
+    ])
+    .await;
+    let one = ["t-1.tar/large.jpg", "t-1.tar/a.jpg"];
+    let two = ["t-2.tar.gz/large.jpg", "t-2.tar.gz/a.jpg"];
+    let all = [&["a-b.jpg", "a.jpg", "a/b.jpg"][..], &one, &two].concat();
+    for (input, expected) in [
+        ("s3://b/p", &all[..]),
+        ("s3://b/p/", &all),
+        ("s3://b/p/*.jpg", &["a-b.jpg", "a.jpg"]),
+        ("s3://b/p/t-{1..1}.tar", &one),
+        ("s3://b/p/t-2.tar.gz", &two),
+    ] {
+        let rows = remote(&stores, &[input]).await.unwrap();
+        assert_eq!(keys(&rows), expected, "{input}");
+        assert!(rows.iter().all(|row| row.url.starts_with("s3://b/p/") && !row.tag.is_empty()), "{rows:?}");
+    }
+    let both = remote(&stores, &["s3://b/q/", "s3://b/p/a.jpg"]).await.unwrap();
+    assert_eq!(keys(&both), ["a.jpg", "q/x.jpg"]);
+    let folder = tempfile::tempdir().unwrap();
+    let reader = PlaceReader::new(stores.clone(), RetryBudget::ONCE, Spool::new(folder.path(), 64 << 20));
+    let rows = remote(&stores, &["s3://b/p/t-2.tar.gz"]).await.unwrap();
+    let read = async |row: &InputEntry| reader.read(row, &Place::split(&row.url).1, u64::MAX).await;
+    assert_eq!(read(&rows[0]).await.unwrap(), large);
+    assert_eq!(read(&rows[1]).await.unwrap(), JPEG);
+    let changed = InputEntry { tag: "another".to_owned(), ..rows[1].clone() };
+    assert_eq!(read(&changed).await.unwrap_err().kind, IoErrorKind::SourceChanged);
+    let error = remote(&stores, &["s3://b/nothing"]).await.unwrap_err();
+    assert!(error.message.contains("s3://b/nothing") && error.kind == IoErrorKind::NotFound, "{error}");
+    let missing = remote(&stores, &["s3://b/p/t-{1..3}.tar"]).await.unwrap_err();
+    assert_eq!(missing.kind, IoErrorKind::NotFound);
+    let set = SourceSet::new(["s3://b/"], SourceOptions::new(stores.clone(), RetryBudget::ONCE)).unwrap();
+    let set = set.excluding(&Location::parse("s3://b/p").unwrap());
+    assert_eq!(keys(&listed(&set).await.unwrap()), ["p-not/y.jpg", "q/x.jpg"]);
+    assert_eq!(set.counts().unwrap()[0].objects, 2);
 }
