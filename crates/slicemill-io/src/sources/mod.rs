@@ -1,7 +1,5 @@
 //! Sources: everything inputs can come from, told apart by its bytes.
 
-#[path = "../tables/columns.rs"]
-mod columns;
 mod counts;
 mod found;
 mod inputs;
@@ -26,6 +24,7 @@ pub use sample::{Limited, Sampled, in_sample};
 pub use set::{SourceOptions, SourceSet};
 pub use spool::{Segment, SegmentIndex, SegmentKey, Spool, SpoolWriter};
 
+use crate::tables::columns;
 use crate::{InputEntry, IoError};
 
 /// The input columns a job keeps or filters by, in the order of the job.

@@ -1,17 +1,18 @@
 //! Objects that are read here and there, from threads that may wait.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
 
 use super::spool::read_exact_at;
 use super::tar::Archive;
 use crate::local_files::modification_tag;
-use crate::{InputEntry, IoError, IoErrorKind, ObjectFetch, Place};
+use crate::tables::object::Object;
+use crate::{IoError, IoErrorKind};
 
-/// An object of known length.
+/// An object.
 pub(crate) trait ReadAt: Send + Sync {
     /// The bytes `offset..offset + bytes`, all of which are there.
     fn read_at(&self, offset: u64, bytes: usize) -> Result<Bytes, IoError>;
@@ -21,6 +22,16 @@ pub(crate) trait ReadAt: Send + Sync {
 
     /// What is read at once at least, in bytes.
     fn window(&self) -> usize;
+
+    /// Whether it can only be read from its beginning, with [`reader`](Self::reader).
+    fn streamed(&self) -> bool {
+        false
+    }
+
+    /// All of it in order, where that is better than asking for piece after piece. Errors are [`IoError`]s inside.
+    fn reader(&self) -> Option<Box<dyn Read + Send>> {
+        None
+    }
 }
 
 /// A local file.
@@ -81,30 +92,33 @@ impl ReadAt for LocalObject {
     }
 }
 
-/// An object in a store, read in ranges with the retries and checks of [`ObjectFetch`]. Only for threads that may
-/// wait.
+/// An object in a store. Only for threads that may wait.
 #[derive(Debug)]
 pub(crate) struct RemoteObject {
-    pub(crate) runtime: Handle,
-    pub(crate) fetch: ObjectFetch,
-    pub(crate) url: String,
-    pub(crate) tag: String,
-    pub(crate) length: u64,
+    pub(crate) object: Object,
+    /// The server cannot read from the middle, or does not say how long the object is.
+    pub(crate) streamed: bool,
 }
 
 impl ReadAt for RemoteObject {
     fn read_at(&self, offset: u64, bytes: usize) -> Result<Bytes, IoError> {
-        let place = Place::At { offset, bytes: bytes as u64 };
-        let entry = InputEntry::object("", place.join(&self.url), bytes as u64, self.tag.clone());
-        self.runtime.block_on(self.fetch.read(&entry))
+        self.object.range(offset..offset.saturating_add(bytes as u64))
     }
 
     fn length(&self) -> u64 {
-        self.length
+        self.object.bytes()
     }
 
     fn window(&self) -> usize {
         1 << 20
+    }
+
+    fn streamed(&self) -> bool {
+        self.streamed
+    }
+
+    fn reader(&self) -> Option<Box<dyn Read + Send>> {
+        Some(Box::new(self.object.reader()))
     }
 }
 

@@ -17,7 +17,8 @@ use super::object::{LocalObject, ReadAt, RemoteObject, Window};
 use super::tar::{self, Archive as _, ArchiveName, Entries};
 use super::unpack::Unpacked;
 use super::{InputColumns, ListTable, TableFormat, TableObject};
-use crate::{InputEntry, IoError, IoErrorKind, ObjectFetch, shown_url};
+use crate::tables::object::Object;
+use crate::{InputEntry, IoError, IoErrorKind, RetryBudget, Stores, shown_url};
 
 /// Rows of one object, some at a time, and at the end what was counted.
 pub(crate) enum Part {
@@ -30,7 +31,8 @@ pub(crate) type Parts = BoxStream<'static, Result<Part, IoError>>;
 /// What objects are opened with. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Opener {
-    pub(crate) fetch: ObjectFetch,
+    pub(crate) stores: Stores,
+    pub(crate) budget: RetryBudget,
     pub(crate) columns: Arc<InputColumns>,
     pub(crate) tables: Option<Arc<dyn ListTable>>,
     /// What an archive may unpack to, in bytes.
@@ -94,17 +96,9 @@ impl Opener {
             // What leads nowhere fails as a row.
             Some(path) if !named && !path.is_file() => return Ok(Opened::Object),
             Some(path) => Arc::new(LocalObject::open(&path, &entry.tag)?),
-            // Of unknown size: not a container that could be read in parts.
-            None if entry.estimated => {
-                let head = runtime.block_on(self.fetch.read_prefix(entry, HEAD_BYTES as u64))?;
-                return Ok(self.by_head(&head, entry, named, None, counts));
-            }
-            None => {
-                let (fetch, url) = (self.fetch.clone(), entry.url.clone());
-                Arc::new(RemoteObject { runtime, fetch, url, tag: entry.tag.clone(), length: entry.bytes })
-            }
+            None => Arc::new(self.remote(&runtime, entry)?),
         };
-        let head = object.read_at(0, HEAD_BYTES.min(usize::try_from(object.length()).unwrap_or(usize::MAX)))?;
+        let head = head(&object)?;
         match sniff(&head) {
             Kind::Tar => Ok(Opened::Tar { object, packing: None }),
             Kind::Packed(packing) => {
@@ -116,8 +110,12 @@ impl Opener {
                 Ok(self.by_head(&inside, entry, named, Some(packing), counts))
             }
             Kind::Parquet => {
-                let end = object.read_at(object.length().saturating_sub(4), head.len().min(4))?;
-                if end == "PAR1" && object.length() >= 12 {
+                // Of a stream the end is not to be had; its reader will see.
+                let whole = object.streamed() || {
+                    let end = object.read_at(object.length().saturating_sub(4), head.len().min(4))?;
+                    end == "PAR1" && object.length() >= 12
+                };
+                if whole {
                     return Ok(Opened::Table(TableFormat::Parquet, head));
                 }
                 counts.note(format!(
@@ -128,6 +126,24 @@ impl Opener {
             }
             _ => Ok(self.by_head(&head, entry, named, None, counts)),
         }
+    }
+
+    fn remote(&self, runtime: &Handle, entry: &InputEntry) -> Result<RemoteObject, IoError> {
+        let size = (!entry.estimated).then_some(entry.bytes);
+        let opening = Object::open(&self.stores, self.budget, &entry.url, Some(size.unwrap_or(0)), &entry.tag);
+        let object = runtime.block_on(opening)?;
+        let web = entry.url.starts_with("http");
+        let streamed = match size {
+            None => true,
+            // Servers need not know ranges.
+            Some(bytes) if web && bytes > 1 => match object.range(1..bytes.min(2)) {
+                Ok(_) => false,
+                Err(error) if error.kind == IoErrorKind::Invalid => true,
+                Err(error) => return Err(error),
+            },
+            Some(_) => false,
+        };
+        Ok(RemoteObject { object, streamed })
     }
 
     /// What is no archive: text that was given by name is a table, anything else an object.
@@ -219,13 +235,13 @@ impl Opener {
             key: entry.key,
             url: entry.url,
             tag: entry.tag,
-            unpacked: packing.is_some(),
+            unpacked: packing.is_some() || object.streamed(),
         };
         let mut entries = Entries::new(name, Arc::from(self.columns.names.clone()));
         entries.counts = counts;
         let unpacked_max = self.unpacked_max;
         in_background(move |out| {
-            if packing.is_some() {
+            if packing.is_some() || object.streamed() {
                 let mut unpacked = Unpacked::new(object, packing, unpacked_max)?;
                 let walk = tar::list(&mut unpacked, &mut entries, out)?;
                 if let Some(why) = unpacked.damage().map(str::to_owned) {
@@ -260,7 +276,16 @@ fn parts(rows: Vec<InputEntry>, counts: SourceCounts) -> Parts {
     futures::stream::iter(rows.into_iter().chain([Ok(Part::Counts(counts))])).boxed()
 }
 
-fn local_path(url: &str) -> Option<PathBuf> {
+/// The first bytes.
+pub(crate) fn head(object: &Arc<dyn ReadAt>) -> Result<Bytes, IoError> {
+    if object.streamed() {
+        let mut stream = Unpacked::new(Arc::clone(object), None, u64::MAX)?;
+        return Ok(Bytes::copy_from_slice(stream.at(0, HEAD_BYTES)?));
+    }
+    object.read_at(0, HEAD_BYTES.min(usize::try_from(object.length()).unwrap_or(usize::MAX)))
+}
+
+pub(crate) fn local_path(url: &str) -> Option<PathBuf> {
     let url = Url::parse(url).ok().filter(|url| url.scheme() == "file")?;
     url.to_file_path().ok()
 }

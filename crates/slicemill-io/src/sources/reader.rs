@@ -1,37 +1,48 @@
 //! Reading what stands inside packed archives and tables.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use slicemill_core::Fate;
 use tokio::runtime::Handle;
-use url::Url;
 
-use super::kinds::{HEAD_BYTES, Packing};
+use super::kinds::Packing;
 use super::object::{LocalObject, ReadAt, RemoteObject};
+use super::open::{head, local_path};
 use super::spool::{Segment, SegmentKey, Spool};
 use super::unpack::Unpacked;
-use crate::{InputEntry, IoError, IoErrorKind, ObjectFetch, Place, shown_url};
+use crate::tables::CellReader;
+use crate::tables::object::Object;
+use crate::{InputEntry, IoError, IoErrorKind, Place, RetryBudget, Stores, shown_url};
 
 /// Reads members of packed archives, which are unpacked once into a [`Spool`], and values of tables.
 #[derive(Debug, Clone)]
 pub struct PlaceReader {
-    fetch: ObjectFetch,
+    stores: Stores,
+    budget: RetryBudget,
     spool: Spool,
+    cells: Option<CellReader>,
 }
 
 impl PlaceReader {
-    /// Reads objects through `fetch` and keeps what they unpack to in `spool`.
-    pub const fn new(fetch: ObjectFetch, spool: Spool) -> Self {
-        Self { fetch, spool }
+    /// Reads objects from `stores` and keeps what they unpack to in `spool`.
+    pub const fn new(stores: Stores, budget: RetryBudget, spool: Spool) -> Self {
+        Self { stores, budget, spool, cells: None }
+    }
+
+    /// Reads values of tables through `cells`, which best share the spool.
+    #[must_use]
+    pub fn with_cells(mut self, cells: CellReader) -> Self {
+        self.cells = Some(cells);
+        self
     }
 
     /// The bytes of `entry` at `place`, which is split from its URL already.
     ///
     /// # Errors
-    /// `TooLarge` above `bytes_max`, `SourceChanged` when the object is not the one that was listed.
+    /// `TooLarge` above `bytes_max`, `SourceChanged` when the object is not the one that was listed; fatal ones when the
+    /// spool cannot be written.
     pub fn read<'a>(
         &'a self,
         entry: &'a InputEntry,
@@ -45,10 +56,22 @@ impl PlaceReader {
                     let message = format!("{} has {bytes} bytes, more than the limit of {bytes_max}", shown());
                     Err(IoError::new(Fate::Row, IoErrorKind::TooLarge, message))
                 }
-                Place::Unpacked { offset, bytes } => self.unpacked(entry).await?.read(*offset, *bytes).await,
-                _ => {
-                    let message = format!("{} is not inside a packed archive", shown());
-                    Err(IoError::new(Fate::Row, IoErrorKind::Invalid, message))
+                Place::Unpacked { offset, bytes } => {
+                    let segment = self.unpacked(entry).await?;
+                    segment.read(*offset, *bytes).await.map_err(|error| error.with_fate(Fate::Row))
+                }
+                place => {
+                    let Some(cells) = self.cells.as_ref().filter(|_| matches!(place, Place::Cell { .. })) else {
+                        let message = format!("{} is not inside a packed archive or a table", shown());
+                        return Err(IoError::new(Fate::Row, IoErrorKind::Invalid, message));
+                    };
+                    let bytes = cells.read(entry).await?;
+                    if bytes.len() as u64 > bytes_max {
+                        let message =
+                            format!("{} has {} bytes, more than the limit of {bytes_max}", shown(), bytes.len());
+                        return Err(IoError::new(Fate::Row, IoErrorKind::TooLarge, message));
+                    }
+                    Ok(bytes)
                 }
             }
         })
@@ -58,12 +81,13 @@ impl PlaceReader {
     async fn unpacked(&self, entry: &InputEntry) -> Result<Arc<Segment>, IoError> {
         let url = Place::split(&entry.url).0.to_owned();
         let key = SegmentKey { url: url.clone(), tag: entry.tag.clone(), part: 0 };
-        let (fetch, tag, runtime) = (self.fetch.clone(), entry.tag.clone(), Handle::current());
+        let (stores, budget, tag, runtime) = (self.stores.clone(), self.budget, entry.tag.clone(), Handle::current());
         let bytes_max = self.spool.segment_bytes_max();
         let fill = move |writer: &mut super::SpoolWriter| {
-            let object = open(&runtime, &fetch, &url, &tag)?;
-            let head = object.read_at(0, HEAD_BYTES.min(usize::try_from(object.length()).unwrap_or(usize::MAX)))?;
-            Unpacked::new(object, Packing::of(&head), bytes_max)?.copy_to(writer)?;
+            let row = |error: IoError| error.with_fate(Fate::Row);
+            let object = open(&runtime, &stores, budget, &url, &tag).map_err(row)?;
+            let head = head(&object).map_err(row)?;
+            Unpacked::new(object, Packing::of(&head), bytes_max).map_err(row)?.copy_to(writer)?;
             Ok(Vec::new())
         };
         self.spool.get_or_fill(key, fill).await
@@ -71,14 +95,17 @@ impl PlaceReader {
 }
 
 /// The object at `url`, on a thread that may wait.
-fn open(runtime: &Handle, fetch: &ObjectFetch, url: &str, tag: &str) -> Result<Arc<dyn ReadAt>, IoError> {
-    let local: Option<PathBuf> =
-        Url::parse(url).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok());
-    if let Some(path) = local {
+fn open(
+    runtime: &Handle,
+    stores: &Stores,
+    budget: RetryBudget,
+    url: &str,
+    tag: &str,
+) -> Result<Arc<dyn ReadAt>, IoError> {
+    if let Some(path) = local_path(url) {
         return Ok(Arc::new(LocalObject::open(&path, tag)?));
     }
-    let now = runtime.block_on(fetch.describe("", url))?;
-    // The tag is compared at every read.
-    let (runtime, fetch, url, tag) = (runtime.clone(), fetch.clone(), url.to_owned(), tag.to_owned());
-    Ok(Arc::new(RemoteObject { runtime, fetch, url, tag, length: now.bytes }))
+    // Read from its beginning to its end, so the size does not matter.
+    let object = runtime.block_on(Object::open(stores, budget, url, Some(0), tag))?;
+    Ok(Arc::new(RemoteObject { object, streamed: true }))
 }

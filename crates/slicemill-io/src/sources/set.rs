@@ -12,15 +12,17 @@ use super::found::{Finder, merge};
 use super::inputs::{Input, Origin};
 use super::open::{Opener, Part, Parts};
 use super::{InputColumns, ListTable, Spool};
-use crate::{InputEntry, IoError, IoErrorKind, Location, ObjectFetch, Source, Stores};
+use crate::{InputEntry, IoError, IoErrorKind, Location, ObjectFetch, RetryBudget, Source, Stores};
 
 /// What a [`SourceSet`] reads with.
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
     /// Where prefixes are listed.
     pub stores: Stores,
-    /// What objects are looked into with.
+    /// Looks at objects that are given by name.
     pub fetch: ObjectFetch,
+    /// How long one object is tried.
+    pub budget: RetryBudget,
     /// Lists Parquet, JSON lines, CSV and standard input; without it they are an error.
     pub tables: Option<Arc<dyn ListTable>>,
     /// Input columns that entries carry.
@@ -31,9 +33,10 @@ pub struct SourceOptions {
 
 impl SourceOptions {
     /// Without tables and columns.
-    pub fn new(stores: Stores, fetch: ObjectFetch) -> Self {
+    pub fn new(stores: Stores, budget: RetryBudget) -> Self {
+        let fetch = ObjectFetch::new(stores.clone(), budget);
         let unpacked_max = Spool::BYTES_MAX_DEFAULT / 2;
-        Self { stores, fetch, tables: None, columns: Arc::default(), unpacked_max }
+        Self { stores, fetch, budget, tables: None, columns: Arc::default(), unpacked_max }
     }
 }
 
@@ -102,7 +105,8 @@ impl Source for SourceSet {
             several: self.inputs.len() > 1,
         };
         let opener = Opener {
-            fetch: self.options.fetch.clone(),
+            stores: self.options.stores.clone(),
+            budget: self.options.budget,
             columns: Arc::clone(&self.options.columns),
             tables: self.options.tables.clone(),
             unpacked_max: self.options.unpacked_max,

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf as _, Bytes};
+use slicemill_core::Fate;
 
 use super::kinds::Packing;
 use super::object::ReadAt;
@@ -25,6 +26,7 @@ const RESTARTS_MAX: u32 = 4;
 /// Reads an object from its beginning. What goes wrong is kept, because decoders wrap it.
 struct Sequential {
     object: Arc<dyn ReadAt>,
+    stream: Option<Box<dyn Read + Send>>,
     at: u64,
     piece: Bytes,
     trouble: Arc<Mutex<Trouble>>,
@@ -41,19 +43,38 @@ fn locked(trouble: &Mutex<Trouble>) -> std::sync::MutexGuard<'_, Trouble> {
     trouble.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Sequential {
+    fn fail(&self, error: IoError) -> std::io::Error {
+        let message = error.message.clone();
+        locked(&self.trouble).error = Some(error);
+        std::io::Error::other(message)
+    }
+}
+
+/// The error that a reader of an object put into another.
+fn inner(error: std::io::Error) -> IoError {
+    let message = error.to_string();
+    let inner = error.into_inner().and_then(|inner| inner.downcast::<IoError>().ok());
+    inner.map_or_else(|| IoError::fatal(IoErrorKind::Failed, message), |error| *error)
+}
+
 impl Read for Sequential {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(stream) = &mut self.stream {
+            let read = match stream.read(buffer) {
+                Ok(read) => read,
+                Err(error) => return Err(self.fail(inner(error))),
+            };
+            locked(&self.trouble).taken += read as u64;
+            return Ok(read);
+        }
         if self.piece.is_empty() {
             let bytes = self.object.length().saturating_sub(self.at).min(PIECE);
             let bytes = usize::try_from(bytes).unwrap_or(0);
             if bytes == 0 {
                 return Ok(0);
             }
-            self.piece = self.object.read_at(self.at, bytes).map_err(|error| {
-                let message = error.message.clone();
-                locked(&self.trouble).error = Some(error);
-                std::io::Error::other(message)
-            })?;
+            self.piece = self.object.read_at(self.at, bytes).map_err(|error| self.fail(error))?;
             self.at += self.piece.len() as u64;
         }
         let bytes = buffer.len().min(self.piece.len());
@@ -91,11 +112,11 @@ impl Unpacked {
         self.damage.as_deref()
     }
 
-    /// Writes everything that can be unpacked.
+    /// Writes everything that can be unpacked. Errors of reading have fate `Row`, those of writing are fatal.
     pub(crate) fn copy_to(mut self, writer: &mut SpoolWriter) -> Result<(), IoError> {
         while self.length.is_none() {
             self.kept.clear();
-            self.step()?;
+            self.step().map_err(|error| error.with_fate(Fate::Row))?;
             writer.append(&self.kept)?;
         }
         Ok(())
@@ -163,7 +184,9 @@ type Decoder = (Box<dyn Read + Send>, Arc<Mutex<Trouble>>);
 
 fn decoder(object: &Arc<dyn ReadAt>, packing: Option<Packing>) -> Result<Decoder, IoError> {
     let trouble = Arc::<Mutex<Trouble>>::default();
-    let input = Sequential { object: Arc::clone(object), at: 0, piece: Bytes::new(), trouble: Arc::clone(&trouble) };
+    let stream = object.reader();
+    let input =
+        Sequential { stream, object: Arc::clone(object), at: 0, piece: Bytes::new(), trouble: Arc::clone(&trouble) };
     let decoder: Box<dyn Read + Send> = match packing {
         None => Box::new(input),
         Some(Packing::Gzip) => Box::new(flate2::read::MultiGzDecoder::new(input)),

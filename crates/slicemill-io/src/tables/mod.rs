@@ -12,7 +12,7 @@
 //! (no such column, two that could be meant) ends the listing with a message that lists the columns.
 
 mod cells;
-mod columns;
+pub(crate) mod columns;
 mod csv_rows;
 mod entries;
 mod footer;
@@ -21,7 +21,7 @@ mod jsonl;
 mod lines;
 mod list;
 mod locate;
-mod object;
+pub(crate) mod object;
 mod pages;
 mod parquet_rows;
 mod pick;

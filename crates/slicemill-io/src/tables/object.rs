@@ -102,7 +102,7 @@ impl Object {
     }
 
     /// The bytes of `range`. Not for threads that run futures.
-    fn range(&self, range: Range<u64>) -> Result<Bytes, IoError> {
+    pub(crate) fn range(&self, range: Range<u64>) -> Result<Bytes, IoError> {
         if range.is_empty() {
             return Ok(Bytes::new());
         }

@@ -1,5 +1,8 @@
 use std::path::PathBuf;
 
+use ::parquet::arrow::ArrowWriter;
+use ::parquet::basic::{Compression, ZstdLevel};
+use ::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, FixedSizeBinaryArray, Int64Array, LargeBinaryArray, ListArray, StringArray,
     StructArray, TimestampMicrosecondArray,
@@ -7,9 +10,6 @@ use arrow::array::{
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use proptest::prelude::*;
 
 use super::*;
@@ -207,7 +207,7 @@ async fn a_file_without_a_footer_is_one_refused_row() {
 /// Where the first page of a column begins in a row group, and its bytes.
 fn chunk(path: &Path, group: usize, column: usize) -> std::ops::Range<usize> {
     let file = std::fs::File::open(path).unwrap();
-    let metadata = parquet::file::metadata::ParquetMetaDataReader::new().parse_and_finish(&file).unwrap();
+    let metadata = ::parquet::file::metadata::ParquetMetaDataReader::new().parse_and_finish(&file).unwrap();
     let (start, bytes) = metadata.row_group(group).column(column).byte_range();
     usize::try_from(start).unwrap()..usize::try_from(start + bytes).unwrap()
 }
