@@ -47,14 +47,17 @@
 //!
 //! A worker that hangs and is left behind keeps the prepared bytes of its session; the gauge goes on counting them.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 
-/// Budgets are counted in units of this many bytes, rounded up, because a semaphore hands out at most `u32` permits.
+/// Budgets are counted in units of this many bytes, rounded up.
 const UNIT_BYTES: u64 = 1024;
 
 /// Bytes held now and at most, of one or more budgets.
@@ -85,42 +88,82 @@ impl ByteGauge {
     }
 }
 
-/// A semaphore in bytes, served in order of arrival.
+/// Bytes that can be held, given out in order of arrival.
 #[derive(Debug, Clone)]
 pub struct ByteBudget {
     shared: Arc<Shared>,
     gauge: Arc<ByteGauge>,
 }
 
-/// At all times: free units + units of grants − debt = `units_max`. Units that wait for the next in turn to have all it
-/// asked for are among the free ones.
 #[derive(Debug)]
 struct Shared {
-    free: Arc<Semaphore>,
-    units_max: u32,
-    /// Units that grants took beyond what was free.
-    debt: Mutex<usize>,
+    units_max: i64,
+    state: Mutex<State>,
+}
+
+/// Free units and those of all grants are `units_max`, so when grants have grown too much, free units are a debt.
+///
+/// Not tokio's semaphore: it sets units aside for the next in turn, and when that one goes away they would go to others
+/// before a debt is paid.
+#[derive(Debug)]
+struct State {
+    free: i64,
+    waiting: VecDeque<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    units: i64,
+    grant: oneshot::Sender<Units>,
+}
+
+/// Units that are held.
+#[derive(Debug)]
+struct Units {
+    units: i64,
+    shared: Arc<Shared>,
 }
 
 impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Units that `bytes` are counted as. All of the budget is the most: who has it is alone.
-    fn units(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.units_max)
+    fn units(&self, bytes: u64) -> i64 {
+        i64::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(i64::MAX).clamp(1, self.units_max)
     }
 
-    fn take_at_once(&self, units: u32) {
-        let mut debt = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
-        let units = units as usize;
-        *debt += units - self.free.forget_permits(units);
+    /// Gives to those who wait, in order, for as long as there is enough for the first.
+    fn serve(self: &Arc<Self>) {
+        loop {
+            let mut state = self.state();
+            while state.waiting.front().is_some_and(|first| first.grant.is_closed()) {
+                state.waiting.pop_front();
+            }
+            let free = state.free;
+            let Some(first) = state.waiting.pop_front_if(|first| first.units <= free) else { return };
+            state.free -= first.units;
+            drop(state);
+            // If it has gone meanwhile, the units come back by being dropped.
+            drop(first.grant.send(Units { units: first.units, shared: Arc::clone(self) }));
+        }
     }
+}
 
-    /// Debts are paid first.
-    fn give_back(&self, units: u32) {
-        let mut debt = self.debt.lock().unwrap_or_else(PoisonError::into_inner);
-        let units = units as usize;
-        let paid = units.min(*debt);
-        *debt -= paid;
-        self.free.add_permits(units - paid);
+impl Drop for Units {
+    fn drop(&mut self) {
+        self.shared.state().free += self.units;
+        self.shared.serve();
+    }
+}
+
+/// When one that waits goes away, the next may have its turn.
+struct ServeOnDrop<'a>(&'a Arc<Shared>);
+
+impl Drop for ServeOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.serve();
     }
 }
 
@@ -132,10 +175,9 @@ impl ByteBudget {
 
     /// A budget whose bytes are also counted by a gauge that budgets share.
     pub fn with_gauge(bytes_max: u64, gauge: Arc<ByteGauge>) -> Self {
-        let most = u64::from(u32::MAX).min(Semaphore::MAX_PERMITS as u64);
-        let units_max = u32::try_from((bytes_max / UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX);
-        let free = Arc::new(Semaphore::new(units_max as usize));
-        Self { shared: Arc::new(Shared { free, units_max, debt: Mutex::default() }), gauge }
+        let units_max = i64::try_from((bytes_max / UNIT_BYTES).max(1)).unwrap_or(i64::MAX);
+        let state = Mutex::new(State { free: units_max, waiting: VecDeque::new() });
+        Self { shared: Arc::new(Shared { units_max, state }), gauge }
     }
 
     /// What a budget that is large enough counts for `bytes`: whole KiB, and one for nothing.
@@ -146,13 +188,16 @@ impl ByteBudget {
 
     /// Waits until `bytes` can be held. More than the whole budget waits until nothing is held.
     pub async fn acquire(&self, bytes: u64) -> ByteGrant {
+        let (grant, granted) = oneshot::channel();
         let units = self.shared.units(bytes);
-        // The semaphore is never closed. The grant gives the units back itself, because it may have to pay a debt.
-        if let Ok(permit) = self.shared.free.acquire_many(units).await {
-            permit.forget();
-        }
+        self.shared.state().waiting.push_back(Request { units, grant });
+        let next = ServeOnDrop(&self.shared);
+        self.shared.serve();
+        // Never an error: a request is dropped only when nobody waits for it.
+        let held = granted.await.unwrap_or_else(|_| Units { units: 0, shared: Arc::clone(&self.shared) });
+        drop(next);
         self.gauge.add(bytes);
-        ByteGrant { bytes, units, shared: Arc::clone(&self.shared), gauge: Arc::clone(&self.gauge) }
+        ByteGrant { bytes, held, gauge: Arc::clone(&self.gauge) }
     }
 
     /// What this budget's gauge counts.
@@ -165,8 +210,7 @@ impl ByteBudget {
 #[derive(Debug)]
 pub struct ByteGrant {
     bytes: u64,
-    units: u32,
-    shared: Arc<Shared>,
+    held: Units,
     gauge: Arc<ByteGauge>,
 }
 
@@ -174,22 +218,20 @@ impl ByteGrant {
     /// Makes this a grant of `bytes`, at once: what it has too many of goes back, and what is not free is a debt that
     /// is paid before anybody else gets something.
     pub fn resize(&mut self, bytes: u64) {
-        let units = self.shared.units(bytes);
-        if units > self.units {
-            self.shared.take_at_once(units - self.units);
-        } else {
-            self.shared.give_back(self.units - units);
-        }
+        let shared = Arc::clone(&self.held.shared);
+        let units = shared.units(bytes);
+        shared.state().free += self.held.units - units;
+        self.held.units = units;
         self.gauge.add(bytes);
         self.gauge.take(self.bytes);
-        (self.bytes, self.units) = (bytes, units);
+        self.bytes = bytes;
+        shared.serve();
     }
 }
 
 impl Drop for ByteGrant {
     fn drop(&mut self) {
         self.gauge.take(self.bytes);
-        self.shared.give_back(self.units);
     }
 }
 

@@ -292,7 +292,7 @@ struct FakeBackend {
     next: u64,
     images: BTreeMap<VisualHandle, FakeImage>,
     in_flight: Vec<FakeSequence>,
-    /// It panicked, so it need not be empty when it is closed.
+    /// It panicked or hung, so it need not be empty when it is closed.
     broken: bool,
 }
 
@@ -347,6 +347,8 @@ impl FakeBackend {
                 panic!("{what} panicked on demand")
             }
             FakeFailure::Hang => {
+                // Who gave it up does not take off it what the call made.
+                self.broken = true;
                 lock(&self.counts).hanging += 1;
                 self.gate.wait();
                 lock(&self.counts).hanging -= 1;

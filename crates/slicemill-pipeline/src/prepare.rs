@@ -29,11 +29,15 @@ impl Annotator {
     ) -> Result<(), PipelineError> {
         let windows = stream::unfold(windows, |mut windows| async move { Some((windows.recv().await?, windows)) });
         let batches = windows.flat_map(|rows| stream::iter(batches_of(rows, self.batch_limits)));
-        let granted = batches.zip(stream::iter(0_u32..)).then(|(batch, id)| async move {
-            let started = Instant::now();
-            let grant = attempt.prepared.acquire(batch.shape.bytes).await;
-            self.job.progress.waited(Waiting::Prepare, started.elapsed());
-            (id, batch, grant)
+        let (budget, progress) = (attempt.prepared.clone(), self.job.progress.clone());
+        let granted = batches.zip(stream::iter(0_u32..)).then(move |(batch, id)| {
+            let (budget, progress) = (budget.clone(), progress.clone());
+            async move {
+                let started = Instant::now();
+                let grant = budget.acquire(batch.shape.bytes).await;
+                progress.waited(Waiting::Prepare, started.elapsed());
+                (id, batch, grant)
+            }
         });
         // Batches of one image each still keep every thread of the pool busy.
         let ahead = self.host.threads().saturating_mul(2).max(2);

@@ -88,9 +88,13 @@ impl Pulse {
     }
 
     /// Does one call of the backend for these rows of the chunk. `None` when the work was abandoned meanwhile: it must
-    /// end without touching anything but its own backend.
+    /// end without touching anything, and further calls are not done. Its backend is in a state that nobody knows and
+    /// will be dropped.
     pub fn during<T>(&self, call: DeviceCall, rows: Vec<usize>, work: impl FnOnce() -> T) -> Option<T> {
         let mut state = self.state();
+        if state.abandoned {
+            return None;
+        }
         state.calls += 1;
         state.in_call = Some((call, rows));
         drop(state);
@@ -142,7 +146,9 @@ mod tests {
         // The next call is another one.
         assert_eq!(pulse.during(DeviceCall::Step, vec![1], || pulse.abandon(1)), Some(false));
         assert_eq!(pulse.during(DeviceCall::Step, vec![4, 5], || pulse.abandon(3)), None);
-        assert_eq!(pulse.during(DeviceCall::Step, vec![4], || ()), None, "once abandoned, always abandoned");
+        let mut called = false;
+        assert_eq!(pulse.during(DeviceCall::Step, vec![4], || called = true), None);
+        assert!(!called, "a call of abandoned work was done");
     }
 
     #[test]

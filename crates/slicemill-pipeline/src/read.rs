@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Instant};
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use sha2::{Digest, Sha256};
 use slicemill_core::{ErrorClass, RowError, Stage, TaskKind};
 use tokio::sync::mpsc;
@@ -79,15 +79,20 @@ impl Annotator {
     ) -> Result<bool, PipelineError> {
         let limits = &self.job.limits;
         // Bytes are granted in input order; the reads that have theirs run at the same time.
-        let listed: Vec<_> = members.iter().copied().enumerate().collect();
-        let granted = stream::iter(listed).then(|(position, index)| async move {
-            let started = Instant::now();
-            let grant = attempt.compressed.acquire(attempt.rows[index].bytes).await;
-            self.job.progress.waited(Waiting::Fetch, started.elapsed());
-            (position, index, grant)
+        let (budget, progress) = (attempt.compressed.clone(), self.job.progress.clone());
+        let listed = |(position, &index): (usize, &usize)| (position, index, attempt.rows[index].bytes);
+        let listed: Vec<_> = members.iter().enumerate().map(listed).collect();
+        let granted = stream::iter(listed).then(move |(position, index, bytes)| {
+            let (budget, progress) = (budget.clone(), progress.clone());
+            async move {
+                let started = Instant::now();
+                let grant = budget.acquire(bytes).await;
+                progress.waited(Waiting::Fetch, started.elapsed());
+                (position, index, grant)
+            }
         });
         let reads = granted
-            .map(|(position, index, grant)| async move { (position, self.read_row(attempt, index, grant).await) })
+            .map(|(position, index, grant)| self.read_row(attempt, index, grant).map(move |read| (position, read)))
             .buffer_unordered(limits.fetch_concurrency as usize);
         let mut reads = std::pin::pin!(reads);
         let mut collected = Collected::new(limits.window_bytes_max);

@@ -17,7 +17,7 @@
 //! its own. Only there it fails as `out_of_memory`, so that this too does not depend on its company.
 //!
 //! Every call of the backend goes through the [`Pulse`], which says what the device is at. A session that was abandoned
-//! because a call took too long learns it when the call ends, as a fatal error, and touches nothing but its backend.
+//! because a call took too long learns it when the call ends, as a fatal error, and touches nothing any more.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -35,9 +35,9 @@ fn faulty(call: FakeCall, nth: u64, times: u64, failure: FakeFailure) -> FakeOpt
     FakeOptions { faults: vec![FakeFault { call, nth, times, failure }], ..FakeOptions::default() }
 }
 
-/// Calls of tens of milliseconds are hangs.
+/// Calls of more than a tenth of a second are hangs.
 fn watchful() -> RuntimeLimits {
-    RuntimeLimits { device_timeout: Some(Duration::from_millis(80)), ..limits() }
+    RuntimeLimits { device_timeout: Some(Duration::from_millis(150)), ..limits() }
 }
 
 struct Ran {
@@ -245,7 +245,7 @@ fn a_row_that_always_hangs_is_found_and_fails_alone() {
             ("image-006.png", ErrorClass::DeviceHung, stage)
         );
         let message = &failed.error.message;
-        for part in ["device cpu:0 gave no sign for 0.1 seconds in ", "--device-timeout"] {
+        for part in ["device cpu:0 gave no sign for 0.", "--device-timeout"] {
             assert!(message.contains(part), "{message}");
         }
         // Hangs are released when the rig is closed, and poison that struck goes on.
@@ -282,7 +282,7 @@ fn slow_calls_are_no_hangs() {
     let slow = FakeOptions { call_time: Duration::from_millis(10), ..FakeOptions::default() };
     let Ran { failed, progress, .. } = ran(TaskKind::Caption, "cpu", watchful(), slow);
     assert_eq!((failed, progress.worker_hangs), (vec![], 0));
-    assert!(progress.encode_busy + progress.generate_busy > Duration::from_millis(80), "{progress:?}");
+    assert!(progress.encode_busy + progress.generate_busy > Duration::from_millis(150), "{progress:?}");
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn limits() -> RuntimeLimits {
         batch: BatchLimits { views_max: 16, patches_max: 200, held_bytes_max: 1 << 20 },
         sequences_max: 5,
         fetch_concurrency: 3,
-        window_bytes_max: 16 << 10,
+        window_bytes_max: 64 << 10,
         prepared_bytes_max: 256 << 10,
         decode_bytes_max: 1 << 20,
         ..RuntimeLimits::default()
