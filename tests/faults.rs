@@ -307,6 +307,11 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Arguments of a run that writes often.
+fn into_small_chunks<'a>(images: &'a Path, out: &'a Path) -> [&'a str; 10] {
+    ["caption", text(images), "-o", text(out), "--model", "null", "--chunk-rows", "8", "--shard-rows", "64"]
+}
+
 /// KiB of all files below a folder, each in whole pages.
 fn kib_below(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("entry").path());
@@ -322,21 +327,19 @@ fn a_full_disk_stops_the_run_and_a_larger_one_resumes_it() {
     let folder = tempfile::tempdir().expect("folder");
     let (images, clean) = (folder.path().join("images"), folder.path().join("clean"));
     write_folder(&images, long_or(2_000, 300), 0, 68);
-    let args =
-        |out| vec!["caption", text(&images), "-o", out, "--model", "null", "--chunk-rows", "8", "--shard-rows", "64"];
-    expect(0, &args(text(&clean)));
+    expect(0, &into_small_chunks(&images, &clean));
     let whole = kib_below(&clean);
     // Full at the beginning, in the middle, and shortly before the end.
     for percent in [15, 50, 90] {
         let Some(disk) = SmallDisk::mount(whole * percent / 100) else { return };
         let out = disk.out();
-        let stopped = run(&args(text(&out)));
+        let stopped = run(&into_small_chunks(&images, &out));
         let said = String::from_utf8_lossy(&stopped.stderr).into_owned();
         assert_eq!(stopped.status.code(), Some(1), "{percent} % of {whole} KiB: {said}");
         assert!(said.contains("space") || said.contains("full"), "{percent} %: {said}");
         assert!(!out.join("_SUCCESS").exists(), "{percent} %: it says that it is done");
         disk.grow(whole * 10 + 4096);
-        expect(0, &args(text(&out)));
+        expect(0, &into_small_chunks(&images, &out));
         expect(0, &["verify", text(&out)]);
         assert_same_content(&clean, &out);
     }

@@ -39,7 +39,10 @@ impl HttpServer {
         let folder = folder.to_path_buf();
         let serving = Serving::start(move |stream| {
             let folder = folder.clone();
-            async move { serve_http(stream, |request| async { answer(&folder, &request) }).await }
+            async move {
+                let folder = &folder;
+                serve_http(stream, |request| async move { answer(folder, &request) }).await;
+            }
         });
         Self { serving }
     }

@@ -113,10 +113,14 @@ impl Shared {
             let next = self.pass(&mut client, &head).await?;
             match next {
                 Next::Answer(mut answer, body) => {
-                    answer.set("connection", "keep-alive");
+                    let last = head.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+                    answer.set("connection", if last { "close" } else { "keep-alive" });
                     let mut bytes = answer.bytes();
                     bytes.extend(body);
                     client.write(&bytes).await?;
+                    if last {
+                        return Ok(());
+                    }
                 }
                 Next::Part { head, body, silence, reset } => {
                     client.write(&head.bytes()).await?;
@@ -335,7 +339,7 @@ mod tests {
     fn without_a_plan_everything_passes() {
         let scene = scene();
         let whole = scene.get("");
-        assert_eq!((whole.status, whole.body.len()), (200, 1000));
+        assert_eq!((whole.status, whole.body.len(), whole.end), (200, 1000, End::Whole));
         assert_eq!(scene.get("bytes=0-9").header("content-range"), Some("bytes 0-9/1000"));
         let head = send(&scene.proxy.endpoint(), "HEAD", "/a%20b", &[], b"");
         assert_eq!((head.status, head.header("content-length")), (200, Some("1000")));
