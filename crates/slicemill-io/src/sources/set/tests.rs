@@ -8,8 +8,8 @@ use slicemill_core::ErrorClass;
 use url::Url;
 
 use super::*;
-use crate::Place;
 use crate::sources::{PlaceReader, SegmentIndex, SpoolWriter};
+use crate::{InnerReader as _, Place};
 
 const JPEG: &[u8] = b"\xff\xd8\xff\xe0 an image";
 
