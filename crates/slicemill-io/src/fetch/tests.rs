@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
+use futures::stream::BoxStream;
 use object_store::ObjectStore;
 use slicemill_core::ErrorClass;
 
@@ -13,7 +14,7 @@ use super::*;
 use crate::{FolderSource, Source as _};
 
 fn quick() -> RetryBudget {
-    RetryBudget { pause_first: Duration::from_millis(1), ..RetryBudget::default() }
+    RetryBudget { attempts_max: 5, pause_first: Duration::from_millis(1), ..RetryBudget::default() }
 }
 
 fn fetch() -> ObjectFetch {
@@ -114,7 +115,7 @@ async fn what_is_no_file_fails_as_a_row() {
         let entry = InputEntry::object(name, url(name), 0, "");
         check_failure(&entry, ErrorClass::NotFound).await;
     }
-    for url in ["not a url", "s3://bucket/x.jpg"] {
+    for url in ["not a url", "ftp://bucket/x.jpg"] {
         let entry = InputEntry::object("x", url, 0, "");
         check_failure(&entry, ErrorClass::ReadFailed).await;
     }

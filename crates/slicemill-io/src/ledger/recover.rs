@@ -74,7 +74,8 @@ impl Ledger {
         if self.drop_torn::<ChunkEntry>(&name).await? {
             return Ok(());
         }
-        let entry: ChunkEntry = self.read_json(&name).await?;
+        // Another process may have finished the shard meanwhile.
+        let Some(entry) = self.find_json::<ChunkEntry>(&name).await? else { return Ok(()) };
         for file in entry.files.values() {
             let there = self.output.head(&file.name).await?.map(|meta| meta.size);
             if there != Some(file.bytes) {

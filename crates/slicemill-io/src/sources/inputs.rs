@@ -210,7 +210,7 @@ fn parts(inside: &str) -> Vec<&str> {
 
 /// The numbers of `a..b`, with the zeros at the front that either has.
 fn range(inside: &str) -> Result<Option<Vec<String>>, String> {
-    let Some((from, to)) = inside.split_once("..") else { return Ok(None) };
+    let Some((from, to)) = inside.split_once("..").filter(|_| !inside.contains([',', '{'])) else { return Ok(None) };
     let number =
         |text: &str| -> Option<u64> { text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())? };
     let (Some(first), Some(last)) = (number(from), number(to)) else {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use slicemill_core::Fate;
+use slicemill_core::{ErrorClass, Fate};
 use tokio::runtime::Handle;
 
 use super::kinds::Packing;
@@ -14,7 +14,7 @@ use super::spool::{Segment, SegmentKey, Spool};
 use super::unpack::Unpacked;
 use crate::tables::CellReader;
 use crate::tables::object::Object;
-use crate::{InputEntry, IoError, IoErrorKind, Place, RetryBudget, Stores, shown_url};
+use crate::{InnerReader, InputEntry, IoError, IoErrorKind, Place, RetryBudget, Stores, shown_url};
 
 /// Reads members of packed archives, which are unpacked once into a [`Spool`], and values of tables.
 #[derive(Debug, Clone)]
@@ -38,12 +38,26 @@ impl PlaceReader {
         self
     }
 
-    /// The bytes of `entry` at `place`, which is split from its URL already.
-    ///
-    /// # Errors
-    /// `TooLarge` above `bytes_max`, `SourceChanged` when the object is not the one that was listed; fatal ones when the
-    /// spool cannot be written.
-    pub fn read<'a>(
+    /// What the object of `entry` unpacks to, as far as it can be unpacked.
+    async fn unpacked(&self, entry: &InputEntry) -> Result<Arc<Segment>, IoError> {
+        let url = Place::split(&entry.url).0.to_owned();
+        let key = SegmentKey { url: url.clone(), tag: entry.tag.clone(), part: 0 };
+        let (stores, budget, tag, runtime) = (self.stores.clone(), self.budget, entry.tag.clone(), Handle::current());
+        let bytes_max = self.spool.segment_bytes_max();
+        let fill = move |writer: &mut super::SpoolWriter| {
+            let row = |error: IoError| error.with_fate(Fate::Row);
+            let object = open(&runtime, &stores, budget, &url, &tag).map_err(row)?;
+            let head = head(&object).map_err(row)?;
+            Unpacked::new(object, Packing::of(&head), bytes_max).map_err(row)?.copy_to(writer)?;
+            Ok(Vec::new())
+        };
+        self.spool.get_or_fill(key, fill).await
+    }
+}
+
+/// Errors have fate `Row`, save that a spool that cannot be written ends the job.
+impl InnerReader for PlaceReader {
+    fn read<'a>(
         &'a self,
         entry: &'a InputEntry,
         place: &'a Place,
@@ -58,7 +72,13 @@ impl PlaceReader {
                 }
                 Place::Unpacked { offset, bytes } => {
                     let segment = self.unpacked(entry).await?;
-                    segment.read(*offset, *bytes).await.map_err(|error| error.with_fate(Fate::Row))
+                    segment.read(*offset, *bytes).await.map_err(|error| match error.kind {
+                        // The archive is damaged before this member's end.
+                        IoErrorKind::Corrupt => {
+                            IoError::new(Fate::Row, IoErrorKind::Row(ErrorClass::BadRecord), error.message)
+                        }
+                        _ => error.with_fate(Fate::Row),
+                    })
                 }
                 place => {
                     let Some(cells) = self.cells.as_ref().filter(|_| matches!(place, Place::Cell { .. })) else {
@@ -75,22 +95,6 @@ impl PlaceReader {
                 }
             }
         })
-    }
-
-    /// What the object of `entry` unpacks to, as far as it can be unpacked.
-    async fn unpacked(&self, entry: &InputEntry) -> Result<Arc<Segment>, IoError> {
-        let url = Place::split(&entry.url).0.to_owned();
-        let key = SegmentKey { url: url.clone(), tag: entry.tag.clone(), part: 0 };
-        let (stores, budget, tag, runtime) = (self.stores.clone(), self.budget, entry.tag.clone(), Handle::current());
-        let bytes_max = self.spool.segment_bytes_max();
-        let fill = move |writer: &mut super::SpoolWriter| {
-            let row = |error: IoError| error.with_fate(Fate::Row);
-            let object = open(&runtime, &stores, budget, &url, &tag).map_err(row)?;
-            let head = head(&object).map_err(row)?;
-            Unpacked::new(object, Packing::of(&head), bytes_max).map_err(row)?.copy_to(writer)?;
-            Ok(Vec::new())
-        };
-        self.spool.get_or_fill(key, fill).await
     }
 }
 

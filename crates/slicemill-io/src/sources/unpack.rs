@@ -115,6 +115,7 @@ impl Unpacked {
     /// Writes everything that can be unpacked. Errors of reading have fate `Row`, those of writing are fatal.
     pub(crate) fn copy_to(mut self, writer: &mut SpoolWriter) -> Result<(), IoError> {
         while self.length.is_none() {
+            self.start += self.kept.len() as u64;
             self.kept.clear();
             self.step().map_err(|error| error.with_fate(Fate::Row))?;
             writer.append(&self.kept)?;
