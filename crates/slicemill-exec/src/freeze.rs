@@ -20,17 +20,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use object_store::ObjectStoreExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{ModelCard, TaskKind, TokenDtype};
 use slicemill_io::{
     ColumnTypes, ContentSpec, FrozenInputs, Generation, InputEntry, InputsChange, IoError, IoErrorKind, Ledger,
-    Location, OutputStore, Source, Stores, added_inputs, compare_inputs,
+    Location, ObjectFetch, OutputStore, RetryBudget, Source, Stores, added_inputs, compare_inputs,
 };
 
 use crate::ExecError;
 use crate::condition::{Condition, input_columns_of};
-use crate::job::{Difference, Job, Part, diff};
+use crate::job::{Difference, Job, Part, RunOptions, diff};
 use crate::questions::{FrozenQuestions, QuestionTable, QuestionsDigest, Template, read_questions};
 
 /// Inputs as a source lists them.
@@ -193,9 +192,9 @@ pub async fn freeze(
     card: &ModelCard,
     output: &OutputStore,
     source: &dyn Source,
-    extend: bool,
-    part: Option<Part>,
+    options: &RunOptions,
 ) -> Result<Frozen, ExecError> {
+    let (extend, part) = (options.extend, options.part);
     let existing = FrozenJob::read(output).await?;
     if let Some(existing) = &existing {
         let fields = diff(&existing.job, job);
@@ -203,7 +202,7 @@ pub async fn freeze(
             return Err(different(output, Different { fields, ..Different::nothing() }));
         }
     }
-    let mut asked = Asked::load(job, source).await?;
+    let mut asked = Asked::load(job, source, &options.stores).await?;
     let job_json = match existing {
         Some(existing) => existing,
         None => return freeze_first(job, card, output, source, &asked, part).await,
@@ -392,7 +391,7 @@ struct Asked {
 
 impl Asked {
     /// Reads the questions file of an ask job and checks that its keys are among the inputs.
-    async fn load(job: &Job, source: &dyn Source) -> Result<Self, ExecError> {
+    async fn load(job: &Job, source: &dyn Source, stores: &Stores) -> Result<Self, ExecError> {
         let spec = job.questions.as_ref().filter(|_| job.task == TaskKind::Ask);
         let Some((spec, file)) = spec.and_then(|spec| Some((spec, spec.file.as_ref()?))) else {
             return Ok(Self { table: None, unasked: 0 });
@@ -401,7 +400,7 @@ impl Asked {
             name: "questions.template".to_owned(),
             message: error.to_string(),
         })?;
-        let rows = read_questions(file, &read_object(file).await?)?;
+        let rows = read_questions(file, &read_object(file, stores).await?)?;
         let table = QuestionTable::new(file, &rows, &template)?;
         let (mut matched, mut unasked, mut example) = (HashSet::new(), 0, None);
         let mut listing = source.list();
@@ -435,8 +434,12 @@ impl Asked {
 }
 
 /// The questions file of an ask job, checked against the listing; `None` for jobs without one.
-pub(crate) async fn question_table(job: &Job, source: &dyn Source) -> Result<Option<QuestionTable>, ExecError> {
-    Ok(Asked::load(job, source).await?.table)
+pub(crate) async fn question_table(
+    job: &Job,
+    source: &dyn Source,
+    stores: &Stores,
+) -> Result<Option<QuestionTable>, ExecError> {
+    Ok(Asked::load(job, source, stores).await?.table)
 }
 
 fn digest_of(table: Option<&QuestionTable>) -> QuestionsDigest {
@@ -453,10 +456,9 @@ fn filtered(listing: Listing, keys: Option<HashSet<String>>) -> Listing {
 }
 
 /// All bytes of a path or URL.
-async fn read_object(location: &str) -> Result<Bytes, ExecError> {
+async fn read_object(location: &str, stores: &Stores) -> Result<Bytes, ExecError> {
     let location = Location::parse(location)?;
-    let name = location.url().to_string();
-    let (store, path) = Stores::new().resolve(location.url())?;
-    let result = store.get(&path).await.map_err(|error| IoError::from_store("read", &name, error))?;
-    Ok(result.bytes().await.map_err(|error| IoError::from_store("read", &name, error))?)
+    let fetch = ObjectFetch::new(stores.clone(), RetryBudget::default());
+    let entry = fetch.describe("", location.url().as_str()).await.map_err(of_inputs)?;
+    Ok(fetch.read(&entry).await.map_err(of_inputs)?)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use slicemill_io::sources::{Limited, PlaceReader, Sampled, SourceCounts, SourceOptions, SourceSet};
-use slicemill_io::tables::{TableOptions, Tables};
+use slicemill_io::tables::{CellReader, TableOptions, Tables};
 use slicemill_io::{
     InputColumns, InputEntry, IoError, Location, ObjectFetch, OutputStore, RetryBudget, Source, Spool, Stores,
 };
@@ -63,7 +63,7 @@ pub fn source_of(job: &Job, options: &RunOptions, output: Option<&OutputStore>) 
         tables: Some(Arc::new(tables.clone())),
         columns: Arc::new(columns.clone()),
         unpacked_max: spool.segment_bytes_max(),
-        ..SourceOptions::new(stores.clone(), ObjectFetch::new(stores, RetryBudget::default()))
+        ..SourceOptions::new(stores, RetryBudget::default())
     };
     let mut set = SourceSet::new(&job.inputs, source_options).map_err(ExecError::Inputs)?;
     if output.is_some() {
@@ -82,10 +82,10 @@ pub fn source_of(job: &Job, options: &RunOptions, output: Option<&OutputStore>) 
 
 /// Reads the inputs of `job`.
 pub fn fetch_of(options: &RunOptions, job: &Job) -> ObjectFetch {
-    let stores = stores_of(job, options);
-    let plain = ObjectFetch::new(stores, RetryBudget::default());
-    let reader = PlaceReader::new(plain.clone(), spool_of(options));
-    plain.with_inner(Arc::new(reader))
+    let (stores, budget, spool) = (stores_of(job, options), RetryBudget::default(), spool_of(options));
+    let cells = CellReader::new(stores.clone(), budget, spool.clone(), ObjectFetch::BYTES_MAX_DEFAULT);
+    let inner = PlaceReader::new(stores.clone(), budget, spool).with_cells(cells);
+    ObjectFetch::new(stores, budget).with_inner(Arc::new(inner))
 }
 
 /// The stores of this run. Web servers that the command names may be in private networks; those that only the data

@@ -12,7 +12,7 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::SessionContext;
 use slicemill_core::{TaskKind, TokenDtype};
-use slicemill_io::{ContentSpec, Dataset, OutputStore, arrow_schema, dataset_parts};
+use slicemill_io::{ContentSpec, Dataset, OutputStore, Stores, arrow_schema, dataset_parts};
 use url::Url;
 
 use crate::ExecError;

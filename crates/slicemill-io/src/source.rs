@@ -74,6 +74,24 @@ pub trait Source: Send + Sync {
     }
 }
 
+impl Source for std::sync::Arc<dyn Source> {
+    fn list(&self) -> BoxStream<'static, Result<InputEntry, IoError>> {
+        self.as_ref().list()
+    }
+
+    fn describe(&self) -> String {
+        self.as_ref().describe()
+    }
+
+    fn check(&self) -> Result<(), IoError> {
+        self.as_ref().check()
+    }
+
+    fn counts(&self) -> Vec<SourceCounts> {
+        self.as_ref().counts()
+    }
+}
+
 /// Files and folders, recursively.
 ///
 /// - **Keys.** One folder: the path relative to it. One file: its name. Several inputs: `<folder name>/<path>` and

@@ -240,7 +240,7 @@ impl Session<'_> {
     {
         let stop = StopSignal::new();
         let display = Arc::new(Display::new(self.flags.clone(), self.bars.clone()));
-        let metrics = Metrics::new(options.stores.counters());
+        let metrics = Metrics::new(options.stores.counters().clone());
         let observer: Arc<dyn RunObserver> =
             Arc::new(Observers { display: Arc::clone(&display), metrics: metrics.clone() });
         let runtime = runtime()?;

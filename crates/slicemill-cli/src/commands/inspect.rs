@@ -76,5 +76,6 @@ fn example_spec(dataset: Dataset) -> ContentSpec {
         token_dtype: TokenDtype::F32,
         token_width: 0,
         model_fingerprint: String::new(),
+        input: slicemill_io::ColumnTypes::default(),
     }
 }

@@ -76,7 +76,6 @@ impl Check<'_> {
                 alpha: image.alpha.unwrap_or(default.alpha),
                 pixels_max: image.pixels_max.unwrap_or(default.pixels_max),
                 truncated: image.truncated.unwrap_or(default.truncated),
-                truncated: default.truncated,
             },
             prompt: (task == TaskKind::Caption)
                 .then(|| self.draft.file.prompt.text.clone().unwrap_or_else(|| self.card.default_prompt.clone())),

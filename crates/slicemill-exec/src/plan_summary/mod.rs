@@ -19,7 +19,9 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::{TaskKind, TokenDtype};
 use slicemill_io::{ColumnTypes, FlopSums, InputEntry, Ledger, Location, ObjectFetch, OutputStore, Source};
-use slicemill_pipeline::{AnnotateSpec, BackendFactory, Fault, InputRef, Inspected, PlannedRow, PromptItem, inspect};
+use slicemill_pipeline::{
+    AnnotateSpec, BackendFactory, Fault, InputRef, Inspected, PlannedRow, PromptItem, inspect_kept,
+};
 
 use crate::ExecError;
 use crate::freeze::{question_table, wanted_columns};
@@ -216,7 +218,7 @@ impl Planner {
         factory: Arc<dyn BackendFactory>,
         options: &RunOptions,
     ) -> Result<Self, ExecError> {
-        let by_key = match question_table(job, source).await? {
+        let by_key = match question_table(job, source, &options.stores).await? {
             Some(table) => table.iter().map(|(key, prompts)| (key.to_owned(), items(prompts))).collect(),
             None => HashMap::new(),
         };
@@ -257,6 +259,7 @@ impl Planner {
 
     /// Reads as much of the object as its header needs.
     async fn look(&self, entry: &InputEntry, row: &InputRef) -> Result<InputFate, ExecError> {
+        let filter = RowCondition::filter(self.condition.as_ref());
         let mut wanted = PREFIX_BYTES;
         for _ in 0..PREFIXES_MAX {
             let prefix = match self.fetch.read_prefix(entry, wanted).await {
@@ -269,7 +272,7 @@ impl Planner {
                 true => u64::MAX,
                 false => entry.bytes,
             };
-            match inspect(&prefix, total, row, &self.spec, self.factory.as_ref()) {
+            match inspect_kept(&prefix, total, row, &self.spec, self.factory.as_ref(), filter.as_deref()) {
                 Ok(Inspected::Planned { row, .. }) => return Ok(InputFate::Planned(Box::new(row))),
                 Ok(Inspected::Skipped(_)) => return Ok(InputFate::Skipped),
                 Ok(Inspected::NeedMore { bytes }) => wanted = bytes.max(wanted.saturating_mul(2)),

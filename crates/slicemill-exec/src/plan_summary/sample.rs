@@ -51,7 +51,7 @@ pub async fn measure_rate(
     stop: StopSignal,
 ) -> Result<MeasuredRate, ExecError> {
     let source = planned_source(job, options).await?;
-    let asked = question_table(job, source.as_ref()).await?.map(|table| table.keys());
+    let asked = question_table(job, source.as_ref(), &options.stores).await?.map(|table| table.keys());
     let entries = spread(source.as_ref(), asked.as_ref(), summary.inputs, count).await?;
     let sample = Sample { entries };
     // In small jobs one chunk per device would leave devices idle that a large job keeps busy.

@@ -23,7 +23,7 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use slicemill_core::TaskKind;
 use slicemill_io::{
-    Counts, Dataset, DatasetReader, FrozenInputs, Ledger, OutputStore, Success, failed_rows, skipped_rows,
+    Counts, Dataset, DatasetReader, FrozenInputs, Ledger, OutputStore, Stores, Success, failed_rows, skipped_rows,
 };
 
 use crate::ExecError;

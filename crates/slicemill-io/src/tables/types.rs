@@ -126,6 +126,16 @@ impl ColumnTypes {
     }
 }
 
+/// As `license: text, faces: int64`.
+impl std::fmt::Display for ColumnTypes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, (name, seen)) in self.columns.iter().enumerate() {
+            write!(f, "{}{name}: {}", if at > 0 { ", " } else { "" }, seen.data_type())?;
+        }
+        Ok(())
+    }
+}
+
 fn corrupt(why: &str) -> IoError {
     IoError::fatal(IoErrorKind::Corrupt, format!("the columns of an input cannot be read: {why}"))
 }
