@@ -1,6 +1,10 @@
 //! The error of everything that reads or writes.
 
+use std::time::Duration;
+
 use slicemill_core::{ErrorClass, Fate, RowError, Stage};
+
+use crate::stores::wire::WireError;
 
 /// What went wrong, for callers that decide by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -9,8 +13,15 @@ pub enum IoErrorKind {
     NotFound,
     /// An object with this name and other bytes is already there.
     Conflict,
-    /// The store refused: permissions, credentials, a read-only or full disk.
+    /// The store refused: permissions, credentials, a read-only disk.
     Refused,
+    /// No space is left, or the quota is used up.
+    StorageFull,
+    /// A location from the data that may not be read.
+    LocationRefused,
+    /// An input that cannot be read, of a class that is known already: what a list says of it, what a reader of
+    /// archives or tables found.
+    Row(ErrorClass),
     /// The store broke off.
     Failed,
     /// The object is not what was listed: other size, other time or etag.
@@ -71,7 +82,20 @@ impl IoError {
     /// tried again is transient.
     pub fn from_store(doing: &str, object: &str, error: object_store::Error) -> Self {
         let (fate, kind) = classify(&error);
-        Self::new(fate, kind, format!("cannot {doing} {object}: {}", innermost(&error))).because(error)
+        let remedy = match kind {
+            IoErrorKind::StorageFull => ". Free space, then run the same command again: it resumes",
+            IoErrorKind::Refused if denied(&error) => ". Check the credentials and what they may do",
+            _ => "",
+        };
+        Self::new(fate, kind, format!("cannot {doing} {object}: {}{remedy}", innermost(&error))).because(error)
+    }
+
+    /// How long the store asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match WireError::find(self.source.as_deref()?)? {
+            WireError::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 
     /// The kind of the first [`std::io::Error`] underneath.
@@ -85,14 +109,56 @@ impl IoError {
             IoErrorKind::NotFound => ErrorClass::NotFound,
             IoErrorKind::SourceChanged => ErrorClass::SourceChanged,
             IoErrorKind::TooLarge => ErrorClass::ObjectTooLarge,
+            IoErrorKind::Refused => ErrorClass::AccessDenied,
+            IoErrorKind::LocationRefused => ErrorClass::LocationRefused,
+            IoErrorKind::Row(class) => class,
             _ => ErrorClass::ReadFailed,
         };
         RowError::new(class, Stage::Fetch, self.message.clone())
     }
 }
 
+/// Whether a server said no, as opposed to a file system.
+fn denied(error: &object_store::Error) -> bool {
+    use object_store::Error;
+    io_kind(error).is_none() && matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
+}
+
+fn classify_wire(error: &WireError) -> (Fate, IoErrorKind) {
+    match error {
+        WireError::Status { status, said, .. } => match status {
+            401 | 403 => (Fate::Fatal, IoErrorKind::Refused),
+            404 | 410 => (Fate::Fatal, IoErrorKind::NotFound),
+            // Beyond the end of an object that was longer.
+            412 | 416 => (Fate::Fatal, IoErrorKind::SourceChanged),
+            507 => (Fate::Fatal, IoErrorKind::StorageFull),
+            400 if ["RequestTimeout", "IncompleteBody"].iter().any(|code| said.starts_with(code)) => {
+                (Fate::Transient, IoErrorKind::Failed)
+            }
+            400 if ["ExpiredToken", "InvalidToken", "Authorization"].iter().any(|code| said.starts_with(code)) => {
+                (Fate::Fatal, IoErrorKind::Refused)
+            }
+            408 | 429 | 500 | 502..=504 | 509 | 520..=599 => (Fate::Transient, IoErrorKind::Failed),
+            _ => (Fate::Fatal, IoErrorKind::Invalid),
+        },
+        WireError::NoAnswer(_)
+        | WireError::Stalled(_)
+        | WireError::Connect(_)
+        | WireError::Reset(_)
+        | WireError::Short(_)
+        | WireError::WrongRange { .. } => (Fate::Transient, IoErrorKind::Failed),
+        WireError::LocationRefused(_) => (Fate::Fatal, IoErrorKind::LocationRefused),
+        WireError::Redirects(_) => (Fate::Fatal, IoErrorKind::Failed),
+        WireError::NoCredentials(_) => (Fate::Fatal, IoErrorKind::Refused),
+        WireError::RangeIgnored | WireError::Other(_) => (Fate::Fatal, IoErrorKind::Invalid),
+    }
+}
+
 fn classify(error: &object_store::Error) -> (Fate, IoErrorKind) {
     use object_store::Error;
+    if let Some(wire) = WireError::find(error) {
+        return classify_wire(wire);
+    }
     match error {
         Error::NotFound { .. } => (Fate::Fatal, IoErrorKind::NotFound),
         Error::AlreadyExists { .. } => (Fate::Fatal, IoErrorKind::Conflict),
@@ -103,12 +169,12 @@ fn classify(error: &object_store::Error) -> (Fate, IoErrorKind) {
         | Error::NotImplemented { .. }
         | Error::UnknownConfigurationKey { .. } => (Fate::Fatal, IoErrorKind::Invalid),
         _ => match io_kind(error) {
-            Some(
-                std::io::ErrorKind::PermissionDenied
-                | std::io::ErrorKind::ReadOnlyFilesystem
-                | std::io::ErrorKind::StorageFull
-                | std::io::ErrorKind::QuotaExceeded,
-            ) => (Fate::Fatal, IoErrorKind::Refused),
+            Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem) => {
+                (Fate::Fatal, IoErrorKind::Refused)
+            }
+            Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+                (Fate::Fatal, IoErrorKind::StorageFull)
+            }
             Some(std::io::ErrorKind::NotADirectory | std::io::ErrorKind::IsADirectory) => {
                 (Fate::Fatal, IoErrorKind::Invalid)
             }
@@ -172,13 +238,40 @@ mod tests {
         let changed = Error::Precondition { path: path(), source: source() };
         check(changed, Fate::Fatal, IoErrorKind::SourceChanged, ErrorClass::SourceChanged);
         let denied = Error::PermissionDenied { path: path(), source: source() };
-        check(denied, Fate::Fatal, IoErrorKind::Refused, ErrorClass::ReadFailed);
+        check(denied, Fate::Fatal, IoErrorKind::Refused, ErrorClass::AccessDenied);
         let unknown = Error::Generic { store: "test", source: "503".into() };
         check(unknown, Fate::Transient, IoErrorKind::Failed, ErrorClass::ReadFailed);
-        for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem, ErrorKind::StorageFull] {
-            check(system(kind), Fate::Fatal, IoErrorKind::Refused, ErrorClass::ReadFailed);
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
+            check(system(kind), Fate::Fatal, IoErrorKind::Refused, ErrorClass::AccessDenied);
         }
+        check(system(ErrorKind::StorageFull), Fate::Fatal, IoErrorKind::StorageFull, ErrorClass::ReadFailed);
+        let full = IoError::from_store("write", "x", system(ErrorKind::StorageFull));
+        assert!(full.message.contains("Free space") && full.message.contains("resumes"), "{full}");
         check(system(ErrorKind::ConnectionReset), Fate::Transient, IoErrorKind::Failed, ErrorClass::ReadFailed);
         check(system(ErrorKind::NotADirectory), Fate::Fatal, IoErrorKind::Invalid, ErrorClass::ReadFailed);
+    }
+
+    #[test]
+    fn statuses_decide_what_becomes_of_a_row() {
+        for (status, said, fate, class) in [
+            (401, "", Fate::Fatal, ErrorClass::AccessDenied),
+            (403, "AccessDenied", Fate::Fatal, ErrorClass::AccessDenied),
+            (404, "", Fate::Fatal, ErrorClass::NotFound),
+            (416, "", Fate::Fatal, ErrorClass::SourceChanged),
+            (400, "ExpiredToken", Fate::Fatal, ErrorClass::AccessDenied),
+            (400, "RequestTimeout: idle", Fate::Transient, ErrorClass::ReadFailed),
+            (400, "", Fate::Fatal, ErrorClass::ReadFailed),
+            (418, "", Fate::Fatal, ErrorClass::ReadFailed),
+            (429, "", Fate::Transient, ErrorClass::ReadFailed),
+            (500, "", Fate::Transient, ErrorClass::ReadFailed),
+            (501, "NotImplemented", Fate::Fatal, ErrorClass::ReadFailed),
+            (503, "SlowDown", Fate::Transient, ErrorClass::ReadFailed),
+        ] {
+            let retry_after = Some(Duration::from_secs(3));
+            let wire = WireError::Status { status, said: said.to_owned(), retry_after };
+            let error = IoError::from_store("read", "x", Error::Generic { store: "test", source: Box::new(wire) });
+            assert_eq!((error.fate, error.row_error().class), (fate, class), "{status} {said}");
+            assert_eq!(error.retry_after(), retry_after);
+        }
     }
 }

@@ -40,7 +40,7 @@ pub mod tables;
 mod walk;
 
 pub use error::{IoError, IoErrorKind};
-pub use fetch::ObjectFetch;
+pub use fetch::{InnerReader, ObjectFetch};
 pub use inputs::{FrozenInputs, InputsChange, InputsDigest, added_inputs, compare_inputs, digest_inputs};
 pub use ledger::{
     ChunkEntry, ChunkStager, Counts, FileRecord, FlopSums, Generation, Ledger, LedgerState, RetryPass, ShardEntry,
@@ -59,4 +59,4 @@ pub use schema::{ContentSpec, Dataset, SCHEMA_VERSION, arrow_schema, schema_sha2
 pub use source::{FolderSource, InputEntry, Source};
 pub use sources::{InputColumns, Spool};
 pub use store::{Location, OutputStore, Stores};
-pub use stores::{StoreOptions, object_url, shown_url};
+pub use stores::{ConnectionLimit, HttpGuard, IoCounters, IoSnapshot, StoreOptions, object_url, shown_url};

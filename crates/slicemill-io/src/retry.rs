@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use slicemill_core::Fate;
 
+use crate::stores::IoCounters;
 use crate::{IoError, IoErrorKind};
 
 /// How long one object is tried.
@@ -18,18 +19,26 @@ pub struct RetryBudget {
     pub pause_max: Duration,
     /// All pauses together.
     pub pauses_total: Duration,
-    /// Time of one try.
+    /// Time of one try of an operation on a whole small object, and until the head of an answer is there.
     pub attempt_timeout: Duration,
+    /// Time without a byte after which a body counts as broken.
+    pub stall_timeout: Duration,
+    /// Everything together for one object that is read: tries, pauses, bodies. A second more for every
+    /// [`BYTES_PER_SECOND_MIN`](Self::BYTES_PER_SECOND_MIN) that it has.
+    pub time_total: Duration,
 }
 
 impl Default for RetryBudget {
     fn default() -> Self {
         Self {
-            attempts_max: 5,
+            // A store that fails one request in four fails an object in sixteen million.
+            attempts_max: 12,
             pause_first: Duration::from_millis(100),
             pause_max: Duration::from_secs(10),
-            pauses_total: Duration::from_secs(30),
+            pauses_total: Duration::from_secs(90),
             attempt_timeout: Duration::from_secs(120),
+            stall_timeout: Duration::from_secs(30),
+            time_total: Duration::from_secs(600),
         }
     }
 }
@@ -42,11 +51,20 @@ impl RetryBudget {
         pause_max: Duration::ZERO,
         pauses_total: Duration::ZERO,
         attempt_timeout: Duration::from_secs(120),
+        stall_timeout: Duration::from_secs(30),
+        time_total: Duration::from_secs(600),
     };
+    /// The speed below which a large object is given up.
+    pub const BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+
+    /// The time that an object of so many bytes may take.
+    pub(crate) fn time_for(&self, bytes: u64) -> Duration {
+        self.time_total.saturating_add(Duration::from_secs(bytes / Self::BYTES_PER_SECOND_MIN))
+    }
 
     /// The pause after failure number `attempt` (from 1): half of it fixed, half jitter. The jitter comes from the
     /// name, so that many objects spread out and no random number is needed.
-    fn pause(&self, name: &str, attempt: u32) -> Duration {
+    pub(crate) fn pause(&self, name: &str, attempt: u32) -> Duration {
         let doubled = self.pause_first.saturating_mul(1 << attempt.saturating_sub(1).min(20));
         let full = doubled.min(self.pause_max);
         let jitter = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64 ^ u64::from(attempt), |hash, byte| {
@@ -58,9 +76,21 @@ impl RetryBudget {
 
 /// Runs `operation` on the object `name` until it succeeds, fails for good, or the budget is spent. Only errors of
 /// fate `Transient` are tried again; the error that is returned counts the attempts.
-pub(crate) async fn with_retries<T, Op, Answer>(
+#[allow(dead_code, reason = "for readers that have no counters")]
+pub(crate) async fn with_retries<T, Op, Answer>(budget: &RetryBudget, name: &str, operation: Op) -> Result<T, IoError>
+where
+    Op: FnMut() -> Answer,
+    Answer: Future<Output = Result<T, IoError>>,
+{
+    with_counted_retries(budget, name, None, operation).await
+}
+
+/// The same with counted retries. A store's `Retry-After` is waited for where the budget allows it; where it does not,
+/// the object is given up at once.
+pub(crate) async fn with_counted_retries<T, Op, Answer>(
     budget: &RetryBudget,
     name: &str,
+    counters: Option<&IoCounters>,
     mut operation: Op,
 ) -> Result<T, IoError>
 where
@@ -73,6 +103,9 @@ where
         let answer = match tokio::time::timeout(budget.attempt_timeout, operation()).await {
             Ok(answer) => answer,
             Err(_elapsed) => {
+                if let Some(counters) = counters {
+                    counters.error("timeout");
+                }
                 let message = format!("{name}: no answer in {} s", budget.attempt_timeout.as_secs_f32());
                 Err(IoError::new(Fate::Transient, IoErrorKind::Failed, message))
             }
@@ -82,11 +115,14 @@ where
             Err(error) => error,
         };
         error.attempts = attempt;
-        let pause = budget.pause(name, attempt);
+        let pause = budget.pause(name, attempt).max(error.retry_after().unwrap_or_default());
         if error.fate != Fate::Transient || attempt >= budget.attempts_max || paused + pause > budget.pauses_total {
             return Err(error);
         }
         tracing::debug!(attempt, pause_ms = pause.as_millis(), error = %error, "trying again");
+        if let Some(counters) = counters {
+            counters.retry();
+        }
         tokio::time::sleep(pause).await;
         paused += pause;
         attempt += 1;
@@ -108,6 +144,7 @@ mod tests {
             pause_max: Duration::from_millis(2),
             pauses_total: Duration::from_millis(100),
             attempt_timeout: Duration::from_millis(50),
+            ..RetryBudget::default()
         }
     }
 

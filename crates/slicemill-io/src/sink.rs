@@ -51,16 +51,34 @@ impl ObjectSink {
         Ok(())
     }
 
+    /// Parts are tried again below the stores' clients, where their numbers are; see `stores::wire`.
     async fn put_part(&mut self, part: Bytes) -> Result<(), IoError> {
-        let failed = |error| IoError::from_store("write", &self.output.show(&self.name), error);
+        self.output.lease_watch().check()?;
+        let (output, name) = (&self.output, &self.name);
+        let failed = |error| IoError::from_store("write", &output.show(name), error);
         let upload = match &mut self.upload {
             Some(upload) => upload,
             none => {
-                let path = self.output.object_path(&self.name)?;
-                none.insert(self.output.object_store().put_multipart(&path).await.map_err(failed)?)
+                let path = output.object_path(name)?;
+                let begun = output
+                    .retrying(name, || async { output.object_store().put_multipart(&path).await.map_err(failed) });
+                none.insert(begun.await?)
             }
         };
-        upload.put_part(part.into()).await.map_err(failed)
+        let put = upload.put_part(part.into()).await.map_err(failed);
+        if put.is_err() {
+            self.abort().await;
+        }
+        put
+    }
+
+    /// Gives up the upload, so that the store keeps no parts. That the store may be gone is why one is given up.
+    async fn abort(&mut self) {
+        if let Some(mut upload) = self.upload.take()
+            && let Err(error) = upload.abort().await
+        {
+            tracing::debug!(%error, object = self.name, "an upload could not be given up");
+        }
     }
 
     /// Makes the object visible. Returns its size and SHA-256 (hex).
@@ -87,13 +105,23 @@ impl ObjectSink {
             Existing::MustBeEqual => digest_of_existing(&self.output, &self.name).await?,
             Existing::Replace => None,
         };
-        let failed = |error| IoError::from_store("write", &self.output.show(&self.name), error);
-        let Some(mut upload) = self.upload.take() else { return Ok(()) };
         match there {
-            None => upload.complete().await.map(drop).map_err(failed),
             Some(there) => {
-                upload.abort().await.map_err(failed)?;
+                self.abort().await;
                 if there == digest { Ok(()) } else { Err(self.output.conflict(&self.name)) }
+            }
+            None => {
+                self.output.lease_watch().check()?;
+                let Some(mut upload) = self.upload.take() else { return Ok(()) };
+                let Err(error) = upload.complete().await else { return Ok(()) };
+                // The answer may have been lost: what stands there says so.
+                let done = digest_of_existing(&self.output, &self.name).await;
+                if done.is_ok_and(|there| there.as_deref() == Some(digest)) {
+                    return Ok(());
+                }
+                self.upload = Some(upload);
+                self.abort().await;
+                Err(IoError::from_store("write", &self.output.show(&self.name), error))
             }
         }
     }
@@ -110,10 +138,14 @@ async fn digest_of_existing(output: &OutputStore, name: &str) -> Result<Option<S
 pub(crate) async fn digest_of(output: &OutputStore, name: &str) -> Result<String, IoError> {
     let failed = |error| IoError::from_store("read", &output.show(name), error);
     let path = output.object_path(name)?;
-    let mut body = output.object_store().get(&path).await.map_err(failed)?.into_stream();
-    let mut digest = Sha256::new();
-    while let Some(piece) = body.try_next().await.map_err(failed)? {
-        digest.update(&piece);
-    }
-    Ok(hex(&digest.finalize()))
+    output
+        .retrying_long(name, || async {
+            let mut body = output.object_store().get(&path).await.map_err(failed)?.into_stream();
+            let mut digest = Sha256::new();
+            while let Some(piece) = body.try_next().await.map_err(failed)? {
+                digest.update(&piece);
+            }
+            Ok(hex(&digest.finalize()))
+        })
+        .await
 }

@@ -115,8 +115,23 @@ impl Ledger {
         output.find(JOB).await
     }
 
-    /// All committed shards, and the committed chunks of the others.
+    /// All committed shards, and the committed chunks of the others. Other processes may commit meanwhile: what stood
+    /// when this was called is in it.
     pub async fn state(&self) -> Result<LedgerState, IoError> {
+        /// Shards that other processes finish while their chunks' entries are read.
+        const LOOKS: u32 = 20;
+        let mut look = self.state_once().await?;
+        for _ in 0..LOOKS {
+            if let Some(state) = look {
+                return Ok(state);
+            }
+            look = self.state_once().await?;
+        }
+        look.ok_or_else(|| self.incomplete("the ledger, which keeps changing,"))
+    }
+
+    /// `None` when an entry was removed between the listing and the reading, because its shard was finished.
+    async fn state_once(&self) -> Result<Option<LedgerState>, IoError> {
         let names = self.entry_names(&self.layout.ledger_root()).await?;
         let shards = names.iter().filter_map(|name| match name {
             LedgerName::Shard(shard) => Some(*shard),
@@ -132,8 +147,10 @@ impl Ledger {
             LedgerName::Chunk(shard, chunk) if !shards.contains_key(&shard) => Some((shard, chunk)),
             _ => None,
         });
-        let chunks = self.read_chunks(chunks.collect()).await?;
-        Ok(LedgerState { shards, chunks })
+        let chunks: Vec<_> = chunks.collect();
+        let listed = chunks.len();
+        let chunks = self.read_chunks(chunks).await?;
+        Ok((chunks.len() == listed).then_some(LedgerState { shards, chunks }))
     }
 
     /// The committed chunks of a shard that is not committed.
@@ -157,15 +174,17 @@ impl Ledger {
         Ok(objects.iter().filter_map(|object| LedgerName::parse(object.location.as_ref())).collect())
     }
 
+    /// The entries that are there.
     async fn read_chunks(&self, chunks: Vec<(u32, u32)>) -> Result<BTreeMap<(u32, u32), ChunkEntry>, IoError> {
-        futures::stream::iter(chunks)
+        let entries: Vec<Option<_>> = futures::stream::iter(chunks)
             .map(|(shard, chunk)| async move {
-                let entry = self.read_json(&self.layout.chunk_entry(shard, chunk)).await?;
-                Ok(((shard, chunk), entry))
+                let entry = self.find_json(&self.layout.chunk_entry(shard, chunk)).await?;
+                Ok(entry.map(|entry| ((shard, chunk), entry)))
             })
             .buffered(READS_IN_FLIGHT)
             .try_collect()
-            .await
+            .await?;
+        Ok(entries.into_iter().flatten().collect())
     }
 
     /// An empty chunk to be filled.

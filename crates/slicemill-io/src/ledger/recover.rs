@@ -10,7 +10,16 @@ impl Ledger {
     /// Removes what a killed process left: temporary files of local writes, staged files of committed shards, ledger
     /// entries cut short by a power loss. Call once at the start, under the lock.
     pub async fn recover(&self) -> Result<(), IoError> {
-        if let Some(root) = self.output.local_root() {
+        self.recover_as(true).await
+    }
+
+    /// The same while other processes may work on other parts of the job: temporary files, which may be theirs, stay.
+    pub async fn recover_part(&self) -> Result<(), IoError> {
+        self.recover_as(false).await
+    }
+
+    async fn recover_as(&self, alone: bool) -> Result<(), IoError> {
+        if let (Some(root), true) = (self.output.local_root(), alone) {
             for folder in Dataset::ALL.iter().map(|dataset| dataset.name()).chain(["_slicemill"]) {
                 remove_temporary_files(&root.join(folder), true)?;
             }
@@ -67,7 +76,8 @@ impl Ledger {
         if self.drop_torn::<ChunkEntry>(&name).await? {
             return Ok(());
         }
-        let entry: ChunkEntry = self.read_json(&name).await?;
+        // Another process may have finished the shard meanwhile.
+        let Some(entry) = self.find_json::<ChunkEntry>(&name).await? else { return Ok(()) };
         for file in entry.files.values() {
             let there = self.output.head(&file.name).await?.map(|meta| meta.size);
             if there != Some(file.bytes) {

@@ -26,7 +26,7 @@ fn memory() -> OutputStore {
 
 fn local() -> (tempfile::TempDir, OutputStore) {
     let folder = tempfile::tempdir().unwrap();
-    let output = OutputStore::create(&Location::parse(folder.path()).unwrap()).unwrap();
+    let output = OutputStore::create(&Location::parse(folder.path()).unwrap(), &Stores::default()).unwrap();
     (folder, output)
 }
 
@@ -78,16 +78,16 @@ fn other_schemes_are_refused_by_name() {
 fn missing_outputs_and_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    let error = OutputStore::open(&Location::parse(&missing).unwrap()).unwrap_err();
+    let error = OutputStore::open(&Location::parse(&missing).unwrap(), &Stores::default()).unwrap_err();
     assert_eq!(error.kind, IoErrorKind::NotFound);
     assert!(error.message.contains("missing"), "{}", error.message);
 
     let file = folder.path().join("file");
     std::fs::write(&file, "x").unwrap();
-    let error = OutputStore::open(&Location::parse(&file).unwrap()).unwrap_err();
+    let error = OutputStore::open(&Location::parse(&file).unwrap(), &Stores::default()).unwrap_err();
     assert!(error.message.contains("is a file"), "{}", error.message);
     assert_eq!(
-        OutputStore::create(&Location::parse(file.join("out")).unwrap()).unwrap_err().kind,
+        OutputStore::create(&Location::parse(file.join("out")).unwrap(), &Stores::default()).unwrap_err().kind,
         IoErrorKind::Refused
     );
 }

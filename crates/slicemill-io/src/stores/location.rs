@@ -233,7 +233,7 @@ fn remote(text: &str, scheme: &str) -> Result<Url, IoError> {
 }
 
 /// The bytes of a part of a URL's path.
-fn decoded(part: &str) -> Vec<u8> {
+pub(crate) fn decoded(part: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(part.len());
     let mut rest = part.as_bytes();
     while let [first, tail @ ..] = rest {

@@ -134,7 +134,8 @@ async fn a_folder_is_as_safe_as_a_store() {
         for nth in 0.. {
             let folder = tempfile::tempdir().unwrap();
             let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
-            let output = OutputStore::create(&Location::parse(folder.path()).unwrap()).unwrap();
+            let output =
+                OutputStore::create(&Location::parse(folder.path()).unwrap(), &crate::Stores::default()).unwrap();
             let faulty = FaultStore::new(Arc::clone(&store), nth, fault);
             let output = output.with_budget(RetryBudget::ONCE).map_store(|_| Arc::new(faulty.clone()));
             let run = SMALL.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 1).await;
@@ -146,7 +147,8 @@ async fn a_folder_is_as_safe_as_a_store() {
             // What a kill in the middle of a local write leaves behind.
             std::fs::create_dir_all(folder.path().join("captions")).unwrap();
             std::fs::write(folder.path().join("captions/part-00000.parquet#1"), "half").unwrap();
-            let output = OutputStore::create(&Location::parse(folder.path()).unwrap()).unwrap();
+            let output =
+                OutputStore::create(&Location::parse(folder.path()).unwrap(), &crate::Stores::default()).unwrap();
             SMALL.run(&Ledger { output, ..ledger_on(Arc::clone(&store)) }, 2).await.unwrap();
             assert!(!folder.path().join("captions/part-00000.parquet#1").exists());
             assert_same(&contents(&store).await, &expected, &format!("{fault:?} at change {nth}"));
