@@ -150,7 +150,6 @@ fn classify_wire(error: &WireError) -> (Fate, IoErrorKind) {
         WireError::LocationRefused(_) => (Fate::Fatal, IoErrorKind::LocationRefused),
         WireError::Redirects(_) => (Fate::Fatal, IoErrorKind::Failed),
         WireError::NoCredentials(_) => (Fate::Fatal, IoErrorKind::Refused),
-        WireError::TooLarge(_) => (Fate::Fatal, IoErrorKind::TooLarge),
         WireError::RangeIgnored | WireError::Other(_) => (Fate::Fatal, IoErrorKind::Invalid),
     }
 }

@@ -286,7 +286,7 @@ impl Read<'_> {
         let whole = Place::split(&entry.url).1 == Place::Whole;
         let sized = whole && !entry.estimated && meta.size != UNKNOWN_SIZE;
         let described = || format!("{} bytes and tag {now}", meta.size);
-        if !entry.tag.is_empty() && ((sized && meta.size != entry.bytes) || !same_tag(&now, &entry.tag)) {
+        if (sized && !entry.tag.is_empty() && meta.size != entry.bytes) || !same_version(&entry.tag, meta) {
             return Err(self.changed(&described(), progress));
         }
         match &progress.version {
@@ -400,6 +400,17 @@ pub(crate) fn tag(meta: &ObjectMeta) -> String {
 /// Stores write a tag with quotes in one answer and without in another.
 fn same_tag(a: &str, b: &str) -> bool {
     a.trim_matches('"') == b.trim_matches('"')
+}
+
+/// Whether an object is the version that was listed with the tag `listed` (empty: any). Some stores list objects by
+/// their time only, in fractions of a second, and answer with a tag and whole seconds.
+pub(crate) fn same_version(listed: &str, meta: &ObjectMeta) -> bool {
+    const SECONDS: usize = "2015-10-21T07:28:00".len();
+    let time = meta.last_modified.to_rfc3339();
+    let is_time = listed.get(10..11) == Some("T") && listed.ends_with("+00:00");
+    listed.is_empty()
+        || same_tag(&tag(meta), listed)
+        || (is_time && listed.get(..SECONDS).is_some() && listed.get(..SECONDS) == time.get(..SECONDS))
 }
 
 #[cfg(test)]

@@ -182,6 +182,7 @@ fn row_sizes(batch: &RecordBatch) -> Result<Vec<usize>, IoError> {
                 let texts = column.as_string::<i32>();
                 add_each(&mut sizes, |row| usize::try_from(texts.value_length(row)).unwrap_or(0));
             }
+            DataType::Boolean => add_each(&mut sizes, |_| 1),
             DataType::List(values) => {
                 let width = values.data_type().primitive_width().ok_or_else(unsupported)?;
                 let lists = column.as_list::<i32>();

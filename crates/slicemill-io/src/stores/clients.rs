@@ -113,7 +113,8 @@ fn s3_settings(options: &StoreOptions) -> Result<Settings, IoError> {
         .collect();
     let environment: Settings =
         options.variables("AWS_").filter_map(|(name, value)| Some((name_of(&name)?, value.to_owned()))).collect();
-    let profile: Settings = profile::read(options)?;
+    let profile = profile::read(options)?;
+    let profile: Settings = profile.into_iter().filter_map(|(name, value)| Some((name_of(&name)?, value))).collect();
     let key = "aws_access_key_id";
     // A profile that is asked for by option comes before the environment's keys.
     let asked = options.own(Family::S3, "profile").is_some();

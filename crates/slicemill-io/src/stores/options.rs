@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use object_store::ClientConfigKey;
 use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::AzureConfigKey;
 use object_store::gcp::GoogleConfigKey;
-use object_store::{ClientConfigKey, ClientOptions};
 
 use super::location::{Family, invalid};
 use crate::IoError;
@@ -275,10 +275,12 @@ fn unknown(name: &str, key: &str) -> IoError {
     let bare = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
     let key = bare(key);
     let key = ["aws_", "google_", "azure_storage_", "azure_"].iter().find_map(|p| key.strip_prefix(p)).unwrap_or(&key);
-    let mut near: Vec<_> = all_names().map(|known| (distance(key, &bare(&known)), known)).collect();
+    let prefix = name.to_ascii_lowercase().split_once('.').map(|(prefix, _)| format!("{prefix}."));
+    let elsewhere = |known: &str| prefix.as_deref().is_some_and(|prefix| !known.starts_with(prefix));
+    let mut near: Vec<_> = all_names().map(|known| (distance(key, &bare(&known)), elsewhere(&known), known)).collect();
     near.sort();
-    let near: Vec<_> =
-        near.iter().filter(|(far, _)| *far <= 3.max(key.len() / 3)).take(4).map(|(_, n)| n.as_str()).collect();
+    let far = 3.max(key.len() / 3);
+    let near: Vec<_> = near.iter().filter(|near| near.0 <= far).take(4).map(|near| near.2.as_str()).collect();
     let hint = match near.as_slice() {
         [] => "known are, among others, s3.endpoint, s3.region, allow_http, az.account_name, gs.service_account"
             .to_owned(),
@@ -301,17 +303,6 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row.last().copied().unwrap_or(0)
-}
-
-/// Applies client options (timeouts, proxies) to a client of our own.
-pub(crate) fn client_config(options: &StoreOptions, family: Family) -> Result<ClientOptions, IoError> {
-    let mut client = ClientOptions::new();
-    for (name, value) in options.client_options(family) {
-        if let Ok(key) = ClientConfigKey::from_str(name) {
-            client = client.with_config(key, value);
-        }
-    }
-    Ok(client)
 }
 
 #[cfg(test)]

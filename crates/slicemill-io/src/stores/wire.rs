@@ -48,8 +48,6 @@ pub(crate) enum WireError {
     #[error("{0}")]
     NoCredentials(String),
     #[error("{0}")]
-    TooLarge(String),
-    #[error("{0}")]
     Other(String),
 }
 
@@ -68,7 +66,6 @@ impl WireError {
             Self::LocationRefused(_) => "location_refused",
             Self::Redirects(_) => "redirects",
             Self::NoCredentials(_) => "no_credentials",
-            Self::TooLarge(_) => "too_large",
             Self::Other(_) => "other",
         }
         .to_owned()
@@ -129,6 +126,10 @@ impl WireError {
 
     fn from_client(error: &HttpError) -> Self {
         let text = chain(error);
+        let text = text.strip_prefix("HTTP error: ").unwrap_or(&text).to_owned();
+        if text.starts_with("builder error") {
+            return Self::Other(format!("{text}; for http:// give --store-option allow_http=true"));
+        }
         match error.kind() {
             HttpErrorKind::Connect => Self::Connect(text),
             HttpErrorKind::Timeout => Self::NoAnswer(Duration::ZERO),

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use slicemill_core::{ErrorClass, Fate};
-use tokio::sync::OnceCell;
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::entries::Table;
 use super::footer::Footer;
@@ -28,6 +29,8 @@ pub struct CellReader {
     page_bytes_max: u64,
     bytes_max: u64,
     files: Arc<Mutex<VecDeque<File>>>,
+    /// MiB of row groups that may be unpacked at the same time.
+    unpacking: Arc<Semaphore>,
 }
 
 /// A file whose footer was or is being read.
@@ -50,17 +53,21 @@ struct Opened {
 impl CellReader {
     /// Pages larger than this are refused by default: 1 GiB.
     pub const PAGE_BYTES_MAX_DEFAULT: u64 = 1 << 30;
+    /// Row groups are unpacked at the same time while they have no more than so many MiB together: writers may put a
+    /// row group into one page, so this bounds the pages in memory. Larger ones are unpacked alone.
+    const UNPACKING_MIB: u32 = 512;
     /// Footers that are kept.
     const FILES_MAX: usize = 16;
 
     /// Reads through `stores`, unpacks into `spool`, and refuses values of more than `bytes_max` bytes.
     pub fn new(stores: Stores, budget: RetryBudget, spool: Spool, bytes_max: u64) -> Self {
         let page_bytes_max = Self::PAGE_BYTES_MAX_DEFAULT;
-        Self { stores, budget, spool, page_bytes_max, bytes_max, files: Arc::default() }
+        let unpacking = Arc::new(Semaphore::new(Self::UNPACKING_MIB as usize));
+        Self { stores, budget, spool, page_bytes_max, bytes_max, files: Arc::default(), unpacking }
     }
 
-    /// Another limit on the bytes of a page, packed or unpacked. Two pages are in memory at once, one of them packed,
-    /// and the dictionary.
+    /// Another limit on the bytes of a page, packed or unpacked. In memory at once are a packed page, the unpacked one,
+    /// the one before it until it is replaced, and the dictionary.
     #[must_use]
     pub const fn with_page_bytes_max(mut self, page_bytes_max: u64) -> Self {
         self.page_bytes_max = page_bytes_max;
@@ -125,7 +132,14 @@ impl CellReader {
         let part = ((group as u64) << 32) | leaf as u64;
         let key = SegmentKey { url: url.to_owned(), tag: tag.to_owned(), part };
         let (file, page_bytes_max) = (Arc::clone(file), self.page_bytes_max);
+        let unpacking = Arc::clone(&self.unpacking);
+        let runtime = Handle::current();
         let filled = self.spool.get_or_fill(key, move |writer| {
+            // Taken by who unpacks, never by who waits for it.
+            let bytes = file.footer.groups().get(group).and_then(|group| group.columns().get(leaf));
+            let mib = bytes.map_or(0, |chunk| chunk.uncompressed_size().max(chunk.compressed_size())) >> 20;
+            let mib = u32::try_from(mib.max(0)).unwrap_or(u32::MAX).clamp(1, Self::UNPACKING_MIB);
+            let _room = runtime.block_on(unpacking.acquire_many(mib));
             let blocks = Blocks::new(file.object.clone(), page_bytes_max);
             let groups = file.footer.groups();
             let metadata = groups.get(group).ok_or_else(|| file.corrupt("lacks a row group"))?;

@@ -17,10 +17,13 @@ use crate::{IoError, IoErrorKind};
 struct Bounded<'a> {
     input: &'a mut Input,
     left: usize,
+    /// More was asked for.
+    cut: bool,
 }
 
 impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.cut |= self.left == 0;
         let most = buffer.len().min(self.left);
         let read = self.input.read(&mut buffer[..most])?;
         self.left -= read;
@@ -85,14 +88,14 @@ fn records(
     entries: &mut Entries,
     emit: &mut Emit<'_>,
 ) -> Result<End, IoError> {
-    let bounded = Bounded { input, left: bytes_max };
+    let bounded = Bounded { input, left: bytes_max, cut: false };
     let mut reader = ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(bounded);
     let mut record = ByteRecord::new();
     loop {
         // What the reader has read ahead counts for the record, a few KiB.
         reader.get_mut().left = bytes_max;
         let read = reader.read_byte_record(&mut record).map_err(|error| csv_error(entries.shown(), *number, error))?;
-        if reader.get_ref().left == 0 {
+        if reader.get_ref().cut {
             return Ok(End::TooLong);
         }
         if !read {
@@ -151,7 +154,7 @@ impl Header {
         let column = |name: &String| Column { name: name.clone(), usable: Use::Text, shown: "text".to_owned() };
         let columns: Vec<_> = names.iter().map(column).collect();
         let (Picked::Location(image) | Picked::Bytes(image)) = pick(shown, &columns, wanted.image.as_deref())?;
-        entries.tally().found(names.iter().map(String::as_str), &wanted.names);
+        let _all = entries.tally().found(names.iter().map(String::as_str), &wanted.names);
         let find = |name: &String| -> Result<Option<usize>, IoError> {
             let mut found = names.iter().enumerate().filter(|(_, other)| *other == name).map(|(index, _)| index);
             match (found.next(), found.next()) {

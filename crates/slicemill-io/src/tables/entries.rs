@@ -50,8 +50,9 @@ impl Tally {
         self.with(|state| state.counts.clone())
     }
 
-    /// Notes that a table has the columns `names`, of which `wanted` are asked for.
-    pub(crate) fn found<'a>(&self, names: impl Iterator<Item = &'a str>, wanted: &[String]) {
+    /// Notes that a table has the columns `names`, of which `wanted` are asked for. Returns whether all of those were
+    /// found in some table by now.
+    pub(crate) fn found<'a>(&self, names: impl Iterator<Item = &'a str>, wanted: &[String]) -> bool {
         const NAMES_MAX: usize = 60;
         self.with(|state| {
             for name in names {
@@ -62,7 +63,8 @@ impl Tally {
                     state.found.insert(name.to_owned());
                 }
             }
-        });
+            wanted.iter().all(|name| state.found.contains(name))
+        })
     }
 
     /// An error that lists what there is when one of `wanted` was in no table.
@@ -360,7 +362,7 @@ mod tests {
     fn columns_that_are_nowhere_are_an_error_that_lists_what_there_is() {
         let tally = Tally::default();
         let wanted = ["caption".to_owned(), "licence".to_owned()];
-        tally.found(["image", "caption", "license"].into_iter(), &wanted);
+        assert!(!tally.found(["image", "caption", "license"].into_iter(), &wanted));
         let error = tally.check(&wanted).unwrap_err().message;
         assert!(error.contains("no input has a column 'licence'") && error.contains("'license'"), "{error}");
         tally.check(&wanted[..1]).unwrap();

@@ -24,6 +24,9 @@ pub(crate) struct Wanted {
 /// Takes entries; says when no more are wanted.
 pub(crate) type Emit<'a> = dyn FnMut(InputEntry) -> ControlFlow<()> + 'a;
 
+/// Objects whose names are noted for messages.
+const TOLD_MAX: u64 = 1000;
+
 /// The state of a listing.
 struct Listing<'a> {
     wanted: &'a Wanted,
@@ -33,6 +36,8 @@ struct Listing<'a> {
     objects: u64,
     has_image: bool,
     has_key: bool,
+    /// All columns that are asked for were in some object.
+    all_found: bool,
     /// Names and kinds of the first object, for messages.
     first: Vec<Column>,
     /// Why the column is not known yet.
@@ -70,7 +75,8 @@ pub(crate) fn list(
 impl<'a> Listing<'a> {
     fn new(wanted: &'a Wanted) -> Self {
         let (image, first) = (wanted.image.clone(), Vec::new());
-        Self { wanted, image, objects: 0, has_image: false, has_key: false, first, unknown: None }
+        let (has_image, has_key, all_found) = (false, false, false);
+        Self { wanted, image, objects: 0, has_image, has_key, all_found, first, unknown: None }
     }
 
     fn row(&mut self, number: u64, text: &[u8], entries: &Entries) -> Result<Row, IoError> {
@@ -90,7 +96,9 @@ impl<'a> Listing<'a> {
             Ok(values) => values,
             Err(why) => return Ok(Row::bad(position, number, why)),
         };
-        entries.tally().found(values.iter().map(|(name, _)| name.as_str()), &self.wanted.names);
+        if self.objects < TOLD_MAX || !self.all_found {
+            self.all_found = entries.tally().found(values.iter().map(|(name, _)| name.as_str()), &self.wanted.names);
+        }
         let image = self.image(entries.shown(), &values)?;
         let image = image.as_deref();
         let key = self.wanted.key.as_ref().map(|name| {

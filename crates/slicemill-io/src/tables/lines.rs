@@ -1,16 +1,14 @@
 //! Lists of locations, one a line: what is typed or piped into standard input.
 
-use std::io::BufRead;
-
 use super::entries::{Entries, Row, Target};
 use super::jsonl::{self, Emit, Wanted};
-use super::text::{Input, Line, Lines, read_error};
+use super::text::{Input, Line, Lines, peek, read_error};
 use crate::{IoError, IoErrorKind};
 
-/// Lists the lines of `input`: JSON lines when the first byte that is no white space is `{`, else locations, ended by
+/// Lists the lines of `input`: JSON lines when the first byte that is no white space is `{` (among the first 4096), else locations, ended by
 /// line ends or by zero bytes.
 pub(crate) fn list(
-    mut input: Input,
+    input: Input,
     zero_separated: bool,
     bytes_max: usize,
     wanted: &Wanted,
@@ -18,18 +16,9 @@ pub(crate) fn list(
     emit: &mut Emit<'_>,
 ) -> Result<(), IoError> {
     let failed = |error| read_error("standard input", "line", 0, error);
-    // Blank lines before the first are counted by neither.
-    let first = loop {
-        let bytes = input.fill_buf().map_err(failed)?;
-        let blank = bytes.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
-        match bytes.get(blank) {
-            None if bytes.is_empty() => return Ok(()),
-            // Only blanks in the buffer: a location of spaces is none, so they may go.
-            None => input.consume(blank),
-            Some(first) => break *first,
-        }
-    };
-    if first == b'{' {
+    let (first, input) = peek(input, 4096).map_err(failed)?;
+    let first = first.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first == Some(&b'{') {
         return jsonl::list(input, zero_separated, bytes_max, wanted, entries, emit);
     }
     let asked = [(&wanted.image, "--image-column"), (&wanted.key, "--key")];

@@ -69,11 +69,6 @@ impl Object {
         &self.shown
     }
 
-    /// Size in bytes.
-    pub(crate) const fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     async fn get(&self, range: Option<GetRange>) -> Result<GetResult, IoError> {
         let answer = self.store.get_opts(&self.path, GetOptions::new().with_range(range)).await;
         let answer = answer.map_err(|error| IoError::from_store("read", &self.shown, error))?;
@@ -260,6 +255,10 @@ impl Blocks {
         }
         // The old block goes before the new one comes.
         *block = (0, Bytes::new());
+        if bytes > Self::BLOCK {
+            // A large page is not kept: who asked for it holds it for as long as it is needed.
+            return self.object.range(start..end);
+        }
         let range = start..end.max(start.saturating_add(Self::BLOCK).min(size));
         *block = (start, self.object.range(range)?);
         within(&block).ok_or_else(|| IoError::fatal(IoErrorKind::Failed, "a block was not read whole"))

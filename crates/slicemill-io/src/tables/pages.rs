@@ -1,7 +1,8 @@
 //! The values of one row group, page by page.
 //!
 //! Row groups of images may have gigabytes, and readers that take a row group at a time need all of them at once. Here
-//! one page is in memory, packed and unpacked, and the dictionary where there is one.
+//! one page is in memory, packed and unpacked, and the dictionary where there is one. Some writers (Arrow's in C++)
+//! close a page only after a thousand values, so that a page of large images may have a gigabyte itself.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -100,7 +101,7 @@ impl ChunkReader for PageChunks {
 /// Entry of a row that has no value.
 const NULL: (u64, u64) = (u64::MAX, 0);
 /// Rows of a row group that are taken: their index stays in memory, 16 bytes each.
-const GROUP_ROWS_MAX: i64 = 8 << 20;
+pub(crate) const GROUP_ROWS_MAX: i64 = 8 << 20;
 
 /// A value in what [`unpack`] wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,12 +20,14 @@ use super::footer::{Footer, guarded, holds_binary, is_damage, parquet_error};
 use super::json_values::spell_value;
 use super::jsonl::{Emit, Wanted};
 use super::object::{Blocks, Object};
-use super::pages::PageChunks;
+use super::pages::{GROUP_ROWS_MAX, PageChunks};
 use super::pick::{Picked, Use, no_column, pick};
 use crate::{IoError, IoErrorKind};
 
 /// Larger pages of the columns that are listed are refused, in bytes.
 const LISTED_PAGE_BYTES_MAX: u64 = 256 << 20;
+/// Row groups of more locations are not believed.
+const LISTED_GROUP_ROWS_MAX: i64 = 256 << 20;
 
 /// Where the images are.
 enum Images {
@@ -56,6 +58,10 @@ pub(crate) fn list(object: Object, wanted: &Wanted, entries: &mut Entries, emit:
         Err(error) => return Err(error),
     };
     let plan = Plan::new(&footer, wanted, entries)?;
+    if let Some(why) = plan.implausible(&footer) {
+        let _either_way = emit(entries.whole(ErrorClass::Corrupt, why));
+        return Ok(());
+    }
     let mut first_row = 0;
     for (number, group) in footer.groups().iter().enumerate() {
         let rows = u64::try_from(group.num_rows()).unwrap_or(0);
@@ -77,7 +83,7 @@ impl<'a> Plan<'a> {
             Picked::Bytes(index) => images_of(footer, &columns[index].name, columns[index].usable)
                 .ok_or_else(|| invalid(format!("'{}' of {shown} has no single value a row", columns[index].name)))?,
         };
-        entries.tally().found(columns.iter().map(|column| column.name.as_str()), &wanted.names);
+        let _all = entries.tally().found(columns.iter().map(|column| column.name.as_str()), &wanted.names);
         if let Some(key) = &wanted.key
             && footer.data_type(key).is_none()
         {
@@ -98,6 +104,22 @@ impl<'a> Plan<'a> {
             footer.check_codec(&plan.shown, *leaf)?;
         }
         Ok(plan)
+    }
+
+    /// What is wrong with the numbers of rows, which nothing else bounds.
+    fn implausible(&self, footer: &Footer) -> Option<String> {
+        let most = match self.images {
+            Images::Cells { .. } => GROUP_ROWS_MAX,
+            Images::Locations { .. } => LISTED_GROUP_ROWS_MAX,
+        };
+        let rows = |group: &RowGroupMetaData| group.num_rows();
+        let (number, rows) =
+            footer.groups().iter().map(rows).enumerate().find(|(_, rows)| !(0..=most).contains(rows))?;
+        Some(format!(
+            "row group {number} of {} has {rows} rows, more than {most}; if that is right, write the file with smaller \
+             row groups",
+            self.shown
+        ))
     }
 
     /// Leaves of the columns that are wanted, of the keys and of the locations.
@@ -174,20 +196,23 @@ impl<'a> Plan<'a> {
         take: &mut dyn FnMut(&RecordBatch) -> ControlFlow<()>,
     ) -> Result<Option<String>, IoError> {
         let mut seen = 0;
-        let read = guarded(|| {
-            let mut reader = self.reader(blocks, footer, number, group)?;
-            while let Some(batch) = guarded(|| Ok(reader.next().transpose()?))? {
-                seen += batch.num_rows() as u64;
-                if take(&batch).is_break() {
-                    return Ok(true);
+        let mut read = guarded(|| self.reader(blocks, footer, number, group)).map(Some);
+        while let Ok(Some(reader)) = &mut read {
+            match guarded(|| Ok(reader.next().transpose()?)) {
+                Ok(Some(batch)) => {
+                    seen += batch.num_rows() as u64;
+                    if take(&batch).is_break() {
+                        return Ok(None);
+                    }
                 }
+                Ok(None) => read = Ok(None),
+                Err(error) => read = Err(error),
             }
-            Ok(false)
-        });
+        }
         let rows = u64::try_from(group.num_rows()).unwrap_or(0);
         let doing = || format!("row group {number} of {} is damaged", self.shown);
         match read {
-            Ok(broken_off) if broken_off || seen >= rows => Ok(None),
+            Ok(_) if seen >= rows => Ok(None),
             Ok(_) => Ok(Some(format!("{}: it has {seen} rows, not {rows}", doing()))),
             Err(error) => match parquet_error(blocks, &doing(), &error) {
                 error if is_damage(&error) => Ok(Some(error.message)),

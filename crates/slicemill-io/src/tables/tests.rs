@@ -1,5 +1,5 @@
+mod images;
 mod manifests;
-mod parquet;
 
 use std::path::Path;
 use std::sync::Arc;

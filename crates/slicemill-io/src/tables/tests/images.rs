@@ -220,7 +220,7 @@ async fn a_damaged_row_group_loses_its_own_rows_only() {
     let properties = || properties().set_dictionary_enabled(false).set_compression(Compression::SNAPPY);
     let path = write(folder.path(), columns(), properties());
     let mut bytes = std::fs::read(&path).unwrap();
-    // The last page of the middle group: rows 4 to 7, of which the first were read.
+    // The last page of the middle group, rows 6 and 7; the page before it holds rows 4 and 5.
     let range = chunk(&path, 1, 0);
     bytes[range.end - 12..range.end].fill(0xff);
     std::fs::write(&path, &bytes).unwrap();
@@ -229,7 +229,9 @@ async fn a_damaged_row_group_loses_its_own_rows_only() {
     let read = read_all(&entries).await;
     for (row, value) in read.iter().enumerate() {
         match (row, value) {
-            (7, Err(why)) => assert!(why.contains("row 7") && why.contains("row group 1 of"), "{why}"),
+            (6 | 7, Err(why)) => {
+                assert!(why.contains(&format!("row {row}")) && why.contains("row group 1 of"), "{why}")
+            }
             (2 | 9, Err(why)) => assert!(why.contains("no image"), "{why}"),
             (_, value) => assert_eq!(value.as_ref().ok(), images()[row].as_ref(), "row {row}"),
         }
