@@ -308,7 +308,9 @@ async fn google_gets_tokens_signed_with_the_account_s_key() {
     let time = "Wed, 21 Oct 2015 07:28:00 GMT";
     let server = ScriptedServer::start(move |_, request| {
         let scoped = request.headers.get("authorization").and_then(|value| claims(value));
-        if !scoped.is_some_and(|claims| claims["scope"].as_str().is_some_and(|scope| scope.contains("devstorage"))) {
+        if !scoped.is_some_and(|claims| {
+            claims["scope"].as_str().is_some_and(|scope| scope.starts_with("https://www.googleapis.com/auth/"))
+        }) {
             return Reply::status(401);
         }
         let tagged = |reply: Reply| reply.header("etag", "\"t\"").header("last-modified", time);
