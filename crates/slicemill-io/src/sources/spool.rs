@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use crate::{IoError, IoErrorKind};
+use crate::{IoError, IoErrorKind, shown_url};
 
 /// What a segment holds: one part of one version of one object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -117,14 +117,14 @@ impl Spool {
     {
         let cell = self.shared.lock().touch(&key);
         let filled = cell.get_or_try_init(|| async {
-            let (shared, url) = (Arc::clone(&self.shared), key.url.clone());
+            let (shared, shown) = (Arc::clone(&self.shared), shown_url(&key.url));
             let segment = tokio::task::spawn_blocking(move || {
-                let mut writer = SpoolWriter::start(shared, url)?;
+                let mut writer = SpoolWriter::start(shared, shown)?;
                 let index = fill(&mut writer)?;
                 writer.finish(index).map(Arc::new)
             });
             segment.await.map_err(|error| {
-                let message = format!("unpacking {} broke off: {error}", key.url);
+                let message = format!("unpacking {} broke off: {error}", shown_url(&key.url));
                 IoError::fatal(IoErrorKind::Failed, message).because(error)
             })?
         });
@@ -229,6 +229,7 @@ impl Cell {
 #[derive(Debug)]
 pub struct SpoolWriter {
     shared: Arc<Shared>,
+    /// URL for messages.
     url: String,
     fill: u64,
     file: File,

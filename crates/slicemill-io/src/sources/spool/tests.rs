@@ -115,9 +115,15 @@ async fn a_segment_larger_than_half_the_room_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let spool = Spool::new(folder.path(), 6 * MIB);
     assert_eq!(spool.get_or_fill(key("a"), filled(1, 3 * MIB)).await.unwrap().bytes(), 3 * MIB);
-    let error = spool.get_or_fill(key("b"), filled(1, 3 * MIB + 1)).await.unwrap_err();
+    let signed = SegmentKey { url: "https://host/b?signature=secret".to_owned(), ..key("b") };
+    let error = spool.get_or_fill(signed, filled(1, 3 * MIB + 1)).await.unwrap_err();
     assert_eq!(error.kind, IoErrorKind::TooLarge);
-    assert!(error.message.contains("file:///b") && error.message.contains("more room"), "{error}");
+    assert!(
+        error.message.contains("https://host/b")
+            && !error.message.contains("secret")
+            && error.message.contains("more room"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
