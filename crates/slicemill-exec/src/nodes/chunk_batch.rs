@@ -258,6 +258,7 @@ mod tests {
             token_dtype: TokenDtype::F32,
             token_width: 2,
             model_fingerprint: "fa4e".to_owned(),
+            input: slicemill_io::ColumnTypes::default(),
         }
     }
 
@@ -287,6 +288,8 @@ mod tests {
             finish_reason: if encodes { "none" } else { "stop" }.to_owned(),
             token_ids: (!encodes).then(|| vec![question, 7]),
             tokens: encodes.then(|| vec![0.5; 6]),
+            truncated: false,
+            columns: None,
         }
     }
 
@@ -297,10 +300,21 @@ mod tests {
         let rows = |key: &str| (0..questions).map(|question| content(key, task, question)).collect();
         vec![
             RowOutcome::Ok { rows: rows("a"), timing: timing("a") },
-            RowOutcome::Failed(FailedRow { key: "b".into(), source: "file:///b".into(), error, attempts: 2 }),
+            RowOutcome::Failed(FailedRow {
+                key: "b".into(),
+                source: "file:///b".into(),
+                error,
+                attempts: 2,
+                columns: None,
+            }),
             RowOutcome::Ok { rows: rows("c"), timing: timing("c") },
             RowOutcome::Ok { rows: rows("d"), timing: timing("d") },
-            RowOutcome::Skipped(SkippedRow { key: "e".into(), source: "file:///e".into(), reason: "text".into() }),
+            RowOutcome::Skipped(SkippedRow {
+                key: "e".into(),
+                source: "file:///e".into(),
+                reason: "text".into(),
+                columns: None,
+            }),
         ]
     }
 

@@ -14,7 +14,7 @@ use slicemill_io::{read_parquet, write_parquet};
 use slicemill_pipeline::BackendFactory;
 use slicemill_pipeline::fake::FakeOptions;
 
-use super::{Place, edit, fake, run};
+use super::{Place, edit, fake, run, stores};
 use crate::job::hex;
 use crate::{Verification, verify_output};
 
@@ -37,10 +37,10 @@ async fn check(task: &str, damage: impl Fn(&Path), failing: &[&str], named: &str
     let place = Place::new();
     let more = if task == "ask" { "questions.ask = ['How many?', 'Where?']\n" } else { "" };
     run(&place.job(task, "out", more)).await.unwrap();
-    let before = verify_output(&place.at("out")).await.unwrap();
+    let before = verify_output(&place.at("out"), &stores()).await.unwrap();
     assert!(before.passed(), "{}", before.to_text());
     damage(&place.path("out"));
-    let after: Verification = verify_output(&place.at("out")).await.unwrap();
+    let after: Verification = verify_output(&place.at("out"), &stores()).await.unwrap();
     let found: Vec<&str> = after.checks.iter().filter(|check| !check.ok).map(|check| check.name.as_str()).collect();
     assert_eq!(found, failing, "{}", after.to_text());
     assert!(after.to_text().contains(named), "no {named} in\n{}", after.to_text());
@@ -111,7 +111,7 @@ async fn damaged_files() {
     let place = Place::new();
     run(&place.job("caption", "out", "")).await.unwrap();
     flip(&place.path("out"));
-    let after = verify_output(&place.at("out")).await.unwrap();
+    let after = verify_output(&place.at("out"), &stores()).await.unwrap();
     assert!(after.checks.iter().any(|check| check.name == BYTES && !check.ok && check.wrong[0].starts_with(part)));
     let remove = |out: &Path| fs::remove_file(out.join(part)).unwrap();
     check("caption", remove, &[BYTES, CONSERVED, SUMS], "even/image-0.png has no row").await;
@@ -178,7 +178,7 @@ async fn the_compute_of_a_beam_search_is_that_of_whole_steps_of_all_beams() {
     run(&place.job("caption", "out", &job(3))).await.unwrap();
     let out = place.path("out");
     let verify = async || {
-        let found = verify_output(&place.at("out")).await.unwrap();
+        let found = verify_output(&place.at("out"), &stores()).await.unwrap();
         found.checks.iter().filter(|check| !check.ok).map(|check| check.name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(verify().await, [""; 0]);

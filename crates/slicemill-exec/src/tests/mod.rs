@@ -12,11 +12,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use slicemill_core::SlicingPolicy;
+use slicemill_io::{StoreOptions, Stores};
 use slicemill_pipeline::fake::{FakeFactory, FakeOptions};
 use slicemill_pipeline::{BackendFactory, DeviceId};
 use tempfile::TempDir;
 
 use crate::{ExecError, Job, JobDraft, RunObserver, RunOptions, RunSummary, StopSignal, run_job};
+
+/// Stores without options.
+pub(super) fn stores() -> Stores {
+    Stores::new(StoreOptions::new())
+}
 
 /// Sizes of the readable images.
 const SIZES: [(u32, u32); 9] =

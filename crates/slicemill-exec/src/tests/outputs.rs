@@ -2,8 +2,8 @@
 
 use slicemill_pipeline::fake::FakeOptions;
 
-use super::{Place, cpus, fake, png, run};
-use crate::{ExecError, Report, StopSignal, measure_rate, plan_job, query_output, read_report};
+use super::{Place, cpus, fake, png, run, stores};
+use crate::{ExecError, Report, RunOptions, StopSignal, measure_rate, plan_job, query_output, read_report};
 
 #[tokio::test]
 async fn planned_tokens_are_the_run_s() {
@@ -12,7 +12,10 @@ async fn planned_tokens_are_the_run_s() {
     std::fs::remove_file(place.input().join("broken/cut.png")).unwrap();
     for (task, more) in [("caption", ""), ("ask", "questions.ask = ['How many?', 'Where?']\n"), ("encode", "")] {
         let job = place.job(task, task, more);
-        let planned = plan_job(&job, fake(FakeOptions::default()), Some(3)).await.unwrap();
+        let planned =
+            plan_job(&job, fake(FakeOptions::default()), &RunOptions { fetches: Some(3), ..RunOptions::default() })
+                .await
+                .unwrap();
         let counts = run(&job).await.unwrap().total;
         assert_eq!(planned.inputs, counts.inputs);
         assert_eq!((planned.images, planned.skipped), (counts.ok, counts.skipped));
@@ -24,7 +27,7 @@ async fn planned_tokens_are_the_run_s() {
         assert_eq!(planned.flops_max.projector, counts.flops.projector);
         assert_eq!(planned.flops_max.prefill, counts.flops.prefill);
         assert!(planned.flops_max.decode >= counts.flops.decode);
-        let report = read_report(&place.at(task)).await.unwrap();
+        let report = read_report(&place.at(task), &stores()).await.unwrap();
         assert_eq!(planned.visual_tokens, report.visual_tokens_encoded);
         assert_eq!(planned.slices, report.slices);
         assert_eq!(planned.views, report.timings.views, "every view is in one encode batch");
@@ -35,7 +38,7 @@ async fn planned_tokens_are_the_run_s() {
 async fn a_sample_gives_a_time() {
     let place = Place::new();
     let job = place.job("caption", "out", "");
-    let mut summary = plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+    let mut summary = plan_job(&job, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
     assert!(summary.to_text().contains("not measured"));
     let factory = fake(FakeOptions::default());
     let rate = measure_rate(&job, &summary, 5, &cpus(1), factory, StopSignal::new()).await.unwrap();
@@ -52,7 +55,7 @@ async fn a_sample_gives_a_time() {
 async fn a_plan_is_a_table_of_figures() {
     let place = Place::new();
     let job = place.job("caption", "out", "");
-    let mut summary = plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+    let mut summary = plan_job(&job, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
     // Names of temporary folders have different lengths, and PNG encoders differ.
     (summary.output_bytes_estimate, summary.input_bytes) = (5000, 36_952);
     insta::assert_snapshot!(summary.to_text());
@@ -62,7 +65,7 @@ async fn a_plan_is_a_table_of_figures() {
 async fn a_report_says_what_is_there() {
     let place = Place::new();
     run(&place.job("ask", "out", "questions.ask = ['How many?', 'Where?']\n")).await.unwrap();
-    let report = read_report(&place.at("out")).await.unwrap();
+    let report = read_report(&place.at("out"), &stores()).await.unwrap();
     assert!(report.complete);
     assert_eq!(report.inputs, 13);
     assert_eq!(report.counts.content_rows, 18);
@@ -88,7 +91,7 @@ async fn a_report_says_what_is_there() {
 async fn outputs_can_be_queried_and_not_changed() {
     let place = Place::new();
     run(&place.job("caption", "out", "output.columns = ['+token_ids']\n")).await.unwrap();
-    let query = async |sql: &str| query_output(&place.at("out"), sql).await;
+    let query = async |sql: &str| query_output(&place.at("out"), sql, &stores()).await;
     for (sql, csv) in [
         ("SELECT count(*) AS n, count(DISTINCT key) AS keys FROM captions", "n,keys\n9,9\n"),
         (
@@ -111,7 +114,7 @@ async fn outputs_can_be_queried_and_not_changed() {
     for sql in ["DROP TABLE captions", "COPY captions TO 'x.csv'", "SELECT nothing FROM captions", "SELEC 1"] {
         assert!(matches!(query(sql).await, Err(ExecError::Query(_))), "{sql}");
     }
-    let stranger = query_output(&place.at("in"), "SELECT 1").await;
+    let stranger = query_output(&place.at("in"), "SELECT 1", &stores()).await;
     assert!(matches!(stranger, Err(ExecError::NotAnOutput(_))), "{stranger:?}");
 }
 
@@ -126,9 +129,9 @@ async fn estimated_output_is_near_the_real_one() {
         [("caption", "output.chunk_rows = 64\noutput.shard_rows = 4096\n", 0.6..1.7), ("ask", answers, 0.4..2.5)]
     {
         let job = place.job_with(task, task, more);
-        let planned = plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+        let planned = plan_job(&job, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
         run(&job).await.unwrap();
-        let report = read_report(&place.at(task)).await.unwrap();
+        let report = read_report(&place.at(task), &stores()).await.unwrap();
         let real: u64 = report.sizes.values().map(|size| size.bytes).sum();
         let estimate = planned.output_bytes_estimate;
         let ratio = estimate as f64 / real as f64;

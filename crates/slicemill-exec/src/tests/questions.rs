@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use slicemill_pipeline::fake::FakeOptions;
 
-use super::{Place, cpus, fake, png, run, run_with};
+use super::{Place, cpus, fake, png, run, run_with, stores};
 use crate::{ExecError, RunOptions, StopSignal, plan_job, query_output, retry_job, verify_output};
 
 const QUESTIONS: &str = r#"{"key": "even/image-0.png", "question": "How many?", "hint": "count"}
@@ -22,7 +22,7 @@ async fn images_are_asked_their_own_questions() {
     let place = Place::new();
     std::fs::write(place.path("questions.jsonl"), QUESTIONS).unwrap();
     let job = place.job("ask", "out", &more(&place));
-    let planned = plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+    let planned = plan_job(&job, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
     // The cut image's header is whole, so it is planned.
     assert_eq!((planned.inputs, planned.images, planned.content_rows, planned.unasked), (3, 3, 4, 10));
     let summary = run(&job).await.unwrap();
@@ -30,7 +30,7 @@ async fn images_are_asked_their_own_questions() {
         (summary.total.inputs, summary.total.content_rows, summary.total.failed, summary.unasked),
         (3, 3, 1, 10)
     );
-    let verification = verify_output(&place.at("out")).await.unwrap();
+    let verification = verify_output(&place.at("out"), &stores()).await.unwrap();
     assert!(verification.passed(), "{}", verification.to_text());
     let answers = query_output(&place.at("out"), "SELECT key, question_id, question FROM answers").await.unwrap();
     assert_eq!(
@@ -44,7 +44,7 @@ async fn images_are_asked_their_own_questions() {
             .await
             .unwrap();
     assert_eq!((retried.rows, retried.total.ok, retried.total.content_rows), (1, 3, 4));
-    let verification = verify_output(&place.at("out")).await.unwrap();
+    let verification = verify_output(&place.at("out"), &stores()).await.unwrap();
     assert!(verification.passed(), "{}", verification.to_text());
 }
 
@@ -66,7 +66,7 @@ async fn other_questions_are_another_job() {
     let extend = RunOptions { extend: true, ..cpus(1) };
     let summary = run_with(&job, &extend, fake(FakeOptions::default())).await.unwrap();
     assert_eq!((summary.total.inputs, summary.total.content_rows), (4, 4));
-    let verification = verify_output(&place.at("out")).await.unwrap();
+    let verification = verify_output(&place.at("out"), &stores()).await.unwrap();
     assert!(verification.passed(), "{}", verification.to_text());
     assert!(run(&job).await.unwrap().already_done);
 }

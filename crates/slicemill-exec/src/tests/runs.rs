@@ -8,7 +8,7 @@ use slicemill_io::{Counts, LedgerState};
 use slicemill_pipeline::fake::{FakeCall, FakeFailure, FakeFault, FakeOptions};
 use slicemill_pipeline::{BackendFactory, NullFactory};
 
-use super::{Place, cpus, fake, png, run, run_with};
+use super::{Place, cpus, fake, png, run, run_with, stores};
 use crate::nodes::JobRef;
 use crate::plan::{NodeSpec, PlanLayout, build_plan, units_left};
 use crate::runner::plan_text;
@@ -18,7 +18,7 @@ use crate::{
 };
 
 async fn assert_verified(place: &Place, output: &str) {
-    let verification = verify_output(&place.at(output)).await.unwrap();
+    let verification = verify_output(&place.at(output), &stores()).await.unwrap();
     assert!(verification.passed(), "{}", verification.to_text());
 }
 
@@ -36,10 +36,10 @@ fn the_plan_is_units_annotate_write_coalesce_commit() {
         shard_first: 0,
         file: None,
     };
-    let frozen = FrozenJob::new(&job, factory.card());
+    let frozen = FrozenJob::new(&job, factory.card(), slicemill_io::ColumnTypes::default());
     let reference = JobRef { output: "file:///out".to_owned(), fingerprint: frozen.fingerprint.clone(), retry: 0 };
-    let spec = NodeSpec { job: reference, frozen, rows: 20, shards: 3 };
-    let units = units_left(&[generation], &LedgerState::default());
+    let spec = NodeSpec { job: reference, frozen, rows: 20, shards: 3, part: None };
+    let units = units_left(&[generation], &LedgerState::default(), None);
     let layout = PlanLayout { partitions_max: 2, chunks_in_flight: 3 };
     insta::assert_snapshot!(plan_text(&build_plan(spec.clone(), &units, layout).unwrap()));
     let decoded: NodeSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
@@ -176,7 +176,10 @@ async fn stopped_runs_are_resumed_to_the_same_content() {
         assert!(stopped.total.conserved());
         if stopped.interrupted {
             assert!(stopped.total.inputs < 33 && stopped.total.inputs >= 4, "{stopped:?}");
-            assert!(!verify_output(&place.at(&name)).await.unwrap().passed(), "an incomplete output is not verified");
+            assert!(
+                !verify_output(&place.at(&name), &stores()).await.unwrap().passed(),
+                "an incomplete output is not verified"
+            );
             let resumed = run(&job).await.unwrap();
             assert_eq!(resumed.rows_before, stopped.total.inputs, "nothing committed is done again");
             assert_eq!(resumed.this_run.inputs + stopped.total.inputs, 33);
@@ -261,7 +264,7 @@ async fn an_output_inside_the_input_is_not_an_input() {
     let job = place.job("caption", "in/out", "");
     assert_eq!(run(&job).await.unwrap().total.inputs, 13);
     assert!(run(&job).await.unwrap().already_done);
-    let planned = crate::plan_job(&job, fake(FakeOptions::default()), None).await.unwrap();
+    let planned = crate::plan_job(&job, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
     assert_eq!(planned.inputs, 13, "nor is it one of a plan");
 }
 

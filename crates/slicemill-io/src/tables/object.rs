@@ -69,6 +69,11 @@ impl Object {
         &self.shown
     }
 
+    /// Its length.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     async fn get(&self, range: Option<GetRange>) -> Result<GetResult, IoError> {
         let answer = self.store.get_opts(&self.path, GetOptions::new().with_range(range)).await;
         let answer = answer.map_err(|error| IoError::from_store("read", &self.shown, error))?;
