@@ -39,7 +39,7 @@ impl Pictures {
         Self { folder }
     }
 
-    /// Captions `rows` links through the null model.
+    /// Captions `rows` links through the null model, at a size that leaves little to do for each but to account for it.
     fn run(&self, rows: u64) -> Taken {
         let (inputs, out) = (self.path(&format!("in-{rows}")), self.path(&format!("out-{rows}")));
         for row in 0..rows {
@@ -61,6 +61,12 @@ impl Pictures {
             "null",
             "--threads",
             "2",
+            "--policy",
+            "whole",
+            "--side",
+            "56",
+            "--patch",
+            "14",
             "--chunk-rows",
             &chunk_rows,
         ]);

@@ -151,8 +151,7 @@ fn baseline(scenes: &Scenes, outputs: &Path) -> Captions {
 /// Each kind of source of a store, into an output given by its name.
 fn check(scenes: &Scenes, reach: &Reach<'_>, wanted: &Captions, out: &dyn Fn(&str) -> String) {
     let url = |path: &str| (reach.url)(path);
-    let mut cases =
-        vec![("tars", TARS.map(|tar| url(tar)).to_vec()), ("table", vec![url(TABLE)]), ("list", vec![url(LIST)])];
+    let mut cases = vec![("tars", TARS.map(url).to_vec()), ("table", vec![url(TABLE)]), ("list", vec![url(LIST)])];
     if reach.listed {
         cases.push(("folder", vec![url("images/")]));
     }
