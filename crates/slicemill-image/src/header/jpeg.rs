@@ -14,21 +14,18 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     let mut stored = None;
     loop {
         let [mark, code] = window.array(at, "markers before the image data")?;
-        if mark != 0xFF {
-            return Err(Fault::bad_header(format!("no marker at byte {at}")).into());
-        }
         match code {
-            0xFF => {
+            // Bytes between segments are stepped over, as in libjpeg: some cameras leave a few.
+            _ if mark != 0xFF || code == 0xFF => {
                 at += 1;
                 continue;
             }
-            // Markers without a segment.
-            0x01 | 0xD0..=0xD8 => {
+            // No marker, or one without a segment.
+            0x00 | 0x01 | 0xD0..=0xD8 => {
                 at += 2;
                 continue;
             }
             0xD9 => return Err(Fault::bad_header("the image ends before its data").into()),
-            0x00 => return Err(Fault::bad_header(format!("no marker at byte {at}")).into()),
             _ => {}
         }
         let len = u64::from(u16::from_be_bytes(window.array(at + 2, "markers before the image data")?));

@@ -1,65 +1,22 @@
 //! Broken images are errors with a class, never panics, and never cost memory beyond the limit.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use slicemill_core::{ErrorClass, ImageOptions, Stage};
 use slicemill_image::{decode, read_header, sniff};
 
+use crate::memory::peak_of;
 use crate::{images, split_mix};
-
-thread_local! {
-    /// The largest allocation of this thread since it was set to 0.
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Watching;
-
-#[allow(unsafe_code, reason = "an allocator that notes sizes and otherwise passes everything on to the system's")]
-// SAFETY: every call is passed on unchanged to `System`, which keeps the contract.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(layout.size());
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        note(layout.size());
-        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        note(size);
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-fn note(size: usize) {
-    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
 
 /// Pixels that the broken images may claim.
 const PIXELS_MAX: u64 = 1 << 20;
 
-/// Reads and decodes under the limit; the largest single allocation stays within what so many pixels can need.
+/// Reads and decodes under the limit; what is held at once stays within what so many pixels can need.
 fn try_decode(bytes: &[u8], name: &str) -> Result<(), slicemill_core::RowError> {
     let options = ImageOptions { pixels_max: PIXELS_MAX, ..ImageOptions::default() };
-    LARGEST.set(0);
-    let outcome = read_header(bytes, name, &options).and_then(|header| decode(bytes, &header, &options)).map(|_| ());
-    let (largest, allowed) = (LARGEST.get(), PIXELS_MAX as usize * 16 + bytes.len() * 64 + (1 << 20));
-    assert!(largest <= allowed, "{name}: an allocation of {largest} bytes, {allowed} at most");
-    outcome
+    let attempt = || read_header(bytes, name, &options).and_then(|header| decode(bytes, &header, &options));
+    let (outcome, peak) = peak_of(attempt);
+    let allowed = PIXELS_MAX as usize * 16 + bytes.len() * 64 + (1 << 20);
+    assert!(peak <= allowed, "{name}: {peak} bytes, {allowed} at most");
+    outcome.map(|_| ())
 }
 
 fn fixtures() -> Vec<(String, Vec<u8>)> {
@@ -182,19 +139,20 @@ fn absurd_sizes_are_refused_before_memory_is_taken() {
     let mut gif = std::fs::read(images().join("palette.gif")).unwrap();
     gif[6..10].fill(0xFF);
     for (name, bytes) in [("a.png", &png), ("a.bmp", &bmp), ("a.jpg", &jpeg), ("a.gif", &gif)] {
-        LARGEST.set(0);
-        let error = read_header(bytes, name, &limit).unwrap_err();
+        let (read, peak) = peak_of(|| read_header(bytes, name, &limit));
+        let error = read.unwrap_err();
         assert_eq!((error.class, error.stage), (ErrorClass::TooManyPixels, Stage::Header), "{name}: {error}");
-        assert!(LARGEST.get() < 1 << 16, "{name}");
+        assert!(peak < 1 << 16, "{name}: {peak}");
     }
     // Sizes within the limit that the bytes cannot fill.
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0x27, 0x10, 0x27, 0x10]);
     bmp[18..26].copy_from_slice(&[0x10, 0x27, 0, 0, 0x10, 0x27, 0, 0]);
     for (name, bytes) in [("a.jpg", &jpeg), ("a.bmp", &bmp)] {
-        LARGEST.set(0);
-        let error = read_header(bytes, name, &limit).and_then(|header| decode(bytes, &header, &limit)).unwrap_err();
+        let attempt = || read_header(bytes, name, &limit).and_then(|header| decode(bytes, &header, &limit));
+        let (decoded, peak) = peak_of(attempt);
+        let error = decoded.unwrap_err();
         assert_eq!(error.class, ErrorClass::Truncated, "{name}: {error}");
-        assert!(LARGEST.get() < 1 << 20, "{name}: {}", LARGEST.get());
+        assert!(peak < 1 << 20, "{name}: {peak}");
     }
 }
 

@@ -10,9 +10,13 @@
 )]
 
 mod broken;
+mod craft;
 mod fixtures;
 mod golden;
+mod matrix;
+mod memory;
 mod resize;
+mod truncated;
 mod views;
 
 use std::path::PathBuf;
