@@ -67,6 +67,14 @@ struct Progress {
     ranges_ignored: bool,
 }
 
+/// The error of a row. What readers of packed things call fatal is: a full disk under the spool would fail every row.
+fn of_row(entry: &InputEntry, error: IoError) -> IoError {
+    match Place::split(&entry.url).1 {
+        Place::Unpacked { .. } | Place::Cell { .. } if error.fate == Fate::Fatal => error,
+        _ => error.with_fate(Fate::Row),
+    }
+}
+
 impl ObjectFetch {
     /// Objects larger than this are refused by default: 2 GiB.
     pub const BYTES_MAX_DEFAULT: u64 = 2 << 30;
@@ -98,13 +106,13 @@ impl ObjectFetch {
     /// All bytes. `SourceChanged` when size or tag are not the listed ones, `TooLarge` above the limit. The size of an
     /// `estimated` entry is not compared.
     pub async fn read(&self, entry: &InputEntry) -> Result<Bytes, IoError> {
-        self.at_place(entry, None).await.map_err(|error| error.with_fate(Fate::Row))
+        self.at_place(entry, None).await.map_err(|error| of_row(entry, error))
     }
 
     /// The first `bytes` bytes, or all when there are fewer. Checked like [`read`](Self::read), but objects of any
     /// size have a beginning.
     pub async fn read_prefix(&self, entry: &InputEntry, bytes: u64) -> Result<Bytes, IoError> {
-        self.at_place(entry, Some(bytes)).await.map_err(|error| error.with_fate(Fate::Row))
+        self.at_place(entry, Some(bytes)).await.map_err(|error| of_row(entry, error))
     }
 
     async fn at_place(&self, entry: &InputEntry, prefix: Option<u64>) -> Result<Bytes, IoError> {

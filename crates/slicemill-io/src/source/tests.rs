@@ -96,7 +96,7 @@ fn missing_inputs_are_named() {
     assert!(error.message.contains("/no/such/folder"), "{}", error.message);
     assert_eq!(FolderSource::new([""; 0]).unwrap_err().kind, IoErrorKind::Invalid);
     assert!(FolderSource::new(["/dev/null"]).unwrap_err().message.contains("neither"));
-    assert!(FolderSource::new(["s3://bucket"]).unwrap_err().message.contains("'s3://bucket'"));
+    assert!(FolderSource::new(["s3://bucket"]).unwrap_err().message.contains("not a local"));
 }
 
 #[tokio::test]
