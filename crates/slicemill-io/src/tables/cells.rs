@@ -209,6 +209,6 @@ fn row_fate(error: IoError) -> IoError {
     }
 }
 
-fn row_error(_class: ErrorClass, message: String) -> IoError {
-    IoError::new(Fate::Row, IoErrorKind::Corrupt, message)
+fn row_error(class: ErrorClass, message: String) -> IoError {
+    IoError::new(Fate::Row, IoErrorKind::Row(class), message)
 }

@@ -18,6 +18,7 @@ use slicemill_core::Fate;
 use tokio::runtime::Handle;
 use url::Url;
 
+use crate::fetch::same_version;
 use crate::retry::with_retries;
 use crate::{IoError, IoErrorKind, RetryBudget, Stores, shown_url};
 
@@ -82,10 +83,10 @@ impl Object {
     }
 
     fn check(&self, meta: &ObjectMeta) -> Result<(), IoError> {
-        let now = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
-        if self.tag.is_empty() || *now == *self.tag {
+        if self.tag.is_empty() || same_version(&self.tag, meta) {
             return Ok(());
         }
+        let now = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
         let message = format!("{} changed after it was listed: its tag was {}, it is {now}", self.shown, self.tag);
         Err(IoError::fatal(IoErrorKind::SourceChanged, message))
     }

@@ -33,11 +33,11 @@ pub(crate) fn unpacked(reader: impl Read + Send + 'static) -> std::io::Result<In
     Ok(Box::new(reader))
 }
 
+/// A reader after its first bytes were looked at.
+pub(crate) type Peeked<R> = std::io::Chain<Cursor<Vec<u8>>, R>;
+
 /// The first bytes of `reader`, and a reader of all of them.
-pub(crate) fn peek<R: Read>(
-    mut reader: R,
-    bytes: u64,
-) -> std::io::Result<(Vec<u8>, std::io::Chain<Cursor<Vec<u8>>, R>)> {
+pub(crate) fn peek<R: Read>(mut reader: R, bytes: u64) -> std::io::Result<(Vec<u8>, Peeked<R>)> {
     let mut first = Vec::new();
     reader.by_ref().take(bytes).read_to_end(&mut first)?;
     Ok((first.clone(), Cursor::new(first).chain(reader)))

@@ -57,6 +57,22 @@ fn hugging_face(values: &[Option<Vec<u8>>]) -> ArrayRef {
     Arc::new(StructArray::new(fields, vec![binary(values), Arc::new(paths)], Some(valid)))
 }
 
+/// The class of a value that is not there, or cannot be read.
+#[tokio::test]
+async fn values_that_are_not_there_have_a_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), vec![("image", binary(&images()))], properties());
+    let entries = list(&path, TableFormat::Parquet, &[]).await.unwrap();
+    let error = cells().read(&entries[2]).await.unwrap_err().row_error();
+    assert_eq!(error.class, ErrorClass::BadRecord, "{error}");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[chunk(&path, 0, 0)].fill(0xff);
+    std::fs::write(&path, &bytes).unwrap();
+    let entries = list(&path, TableFormat::Parquet, &[]).await.unwrap();
+    let error = cells().read(&entries[0]).await.unwrap_err().row_error();
+    assert_eq!(error.class, ErrorClass::Corrupt, "{error}");
+}
+
 async fn read_all(entries: &[InputEntry]) -> Vec<Result<Vec<u8>, String>> {
     let reader = cells();
     let mut values = Vec::new();
