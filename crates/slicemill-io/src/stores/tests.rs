@@ -321,7 +321,7 @@ async fn google_gets_tokens_signed_with_the_account_s_key() {
                 Some("0") => Reply::status(412),
                 _ => tagged(Reply::ok("")).header("x-goog-generation", "1"),
             },
-            ("GET", target) if target.starts_with("/bucket/out/x") => tagged(Reply::ok("x")),
+            ("GET", target) if target.starts_with("/bucket/out%2Fx") => tagged(Reply::ok("x")),
             _ => Reply::status(404),
         }
     });
