@@ -10,6 +10,9 @@ use super::{Decoded, Layout, check_same_size};
 use crate::fault::{Fault, io_fault, zeroed};
 use crate::jpeg::Ending;
 
+/// The longest side that the `image` crate decodes.
+const SIDE_MAX: u32 = 65_535;
+
 pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decoded, Fault> {
     let fields = Fields::read(bytes);
     if ending == Ending::Anywhere
@@ -17,6 +20,9 @@ pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decod
     {
         let rest = decode(&filled, stored, Ending::Complete)?;
         return Ok(Decoded { truncated: true, ..rest });
+    }
+    if stored.width.max(stored.height) > SIDE_MAX {
+        return Err(Fault::unsupported(format!("a side of more than {SIDE_MAX} pixels")));
     }
     let decoder = BmpDecoder::new(Cursor::new(bytes)).map_err(fault)?;
     let (width, height) = decoder.dimensions();

@@ -19,20 +19,50 @@ use crate::window::{Stop, Window};
 const PALETTE: u64 = 3;
 const BLACK_IS_ZERO: u16 = 1;
 const JPEG: u64 = 7;
+const LOWEST_BIT_FIRST: u64 = 2;
 
 pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     let directory = Directory::open(Window::new(bytes, bytes.len() as u64)).map_err(stop)?;
     directory.check_lengths().map_err(stop)?;
-    if directory.get(tag::FILL_ORDER).map_err(stop)?.is_some_and(|order| order != 1) {
-        return Err(Fault::unsupported("bits in reversed order"));
+    if directory.get(tag::FILL_ORDER).map_err(stop)? == Some(LOWEST_BIT_FIRST) {
+        let reversed = with_bits_reversed(bytes, &directory)?;
+        let directory = Directory::open(Window::new(&reversed, reversed.len() as u64)).map_err(stop)?;
+        return decode_ordered(&reversed, &directory, stored);
     }
+    decode_ordered(bytes, &directory, stored)
+}
+
+/// A copy of the file in which every byte of the image data has its highest bit first; JPEG streams have so anyway.
+fn with_bits_reversed(bytes: &[u8], directory: &Directory<'_>) -> Result<Vec<u8>, Fault> {
+    let mut copy = bytes.to_vec();
     if directory.get(tag::COMPRESSION).map_err(stop)? == Some(JPEG) {
-        return decode_jpeg(bytes, &directory, stored);
+        return Ok(copy);
+    }
+    for (offsets, lengths) in [(tag::STRIP_OFFSETS, tag::STRIP_BYTE_COUNTS), (tag::TILE_OFFSETS, tag::TILE_BYTE_COUNTS)]
+    {
+        let (offsets, lengths) = (directory.values(offsets).map_err(stop)?, directory.values(lengths).map_err(stop)?);
+        let total = lengths.iter().fold(0, |sum: u64, &len| sum.saturating_add(len));
+        if total > bytes.len() as u64 {
+            return Err(Fault::truncated(format!("{} bytes, where the image data alone has {total}", bytes.len())));
+        }
+        for (&offset, &len) in offsets.iter().zip(&lengths) {
+            let range = usize::try_from(offset).ok().zip(usize::try_from(offset.saturating_add(len)).ok());
+            let data = range.and_then(|(start, end)| copy.get_mut(start..end));
+            let data = data.ok_or_else(|| Fault::truncated("the file ends inside the image data"))?;
+            data.iter_mut().for_each(|byte| *byte = byte.reverse_bits());
+        }
+    }
+    Ok(copy)
+}
+
+fn decode_ordered(bytes: &[u8], directory: &Directory<'_>, stored: Size) -> Result<Decoded, Fault> {
+    if directory.get(tag::COMPRESSION).map_err(stop)? == Some(JPEG) {
+        return decode_jpeg(bytes, directory, stored);
     }
     if directory.get(tag::PHOTOMETRIC).map_err(stop)? == Some(PALETTE) {
-        return decode_palette(bytes, &directory, stored);
+        return decode_palette(bytes, directory, stored);
     }
-    let alpha = Alpha::of(&directory).map_err(stop)?;
+    let alpha = Alpha::of(directory).map_err(stop)?;
     let (colour, samples) = read_samples(bytes, stored)?;
     arrange(colour, samples, stored, alpha)
 }

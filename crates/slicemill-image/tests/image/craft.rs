@@ -68,7 +68,7 @@ pub fn zlib_bomb(bytes: usize) -> Vec<u8> {
     bits.code("10"); // a zero
     let mut stream = vec![0x78, 0x9C];
     // Pairs of zero bits from here on, then the end of the block: what precedes it must be whole pairs.
-    let end = if bits.count % 2 == 0 { 0b11 } else { 0b110 };
+    let end = if bits.count.is_multiple_of(2) { 0b11 } else { 0b110 };
     stream.extend(bits.bytes);
     stream.resize(stream.len() + bytes.div_ceil(4 * 258), 0);
     stream.extend([end, 0, 0, 0, 0]);
@@ -85,7 +85,7 @@ struct Bits {
 impl Bits {
     fn push(&mut self, value: u32, len: u32) {
         for bit in 0..len {
-            if self.count % 8 == 0 {
+            if self.count.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             *self.bytes.last_mut().unwrap() |= ((value >> bit & 1) as u8) << (self.count % 8);

@@ -168,11 +168,12 @@ fn tiff_directories_that_run_in_circles_end() {
     let plain = pixels(&tiff(&gray_tags(size, 1, 12, 0), 0, &data), "plain.tif");
     assert_eq!(plain.image.pixel(3, 2), Some([7; 3]));
     // The next directory is this one.
-    assert_eq!(pixels(&tiff(&gray_tags(size, 1, 12, 0), 8, &data), "next.tif"), plain);
-    // So is a directory below it, and its EXIF.
+    let circle = error(&tiff(&gray_tags(size, 1, 12, 0), 8, &data), "next.tif");
+    assert_eq!(circle.class, ErrorClass::Corrupt, "{circle}");
+    // So is a directory below it, or its EXIF, neither of which is looked at.
     for (below, name) in [(330, "sub.tif"), (34665, "exif.tif")] {
         let tags = [gray_tags(size, 1, 12, 1), vec![Tag(below, 4, 1, 8)]].concat();
-        assert_eq!(pixels(&tiff(&tags, 8, &data), name), plain, "{name}");
+        assert_eq!(pixels(&tiff(&tags, 0, &data), name), plain, "{name}");
     }
     // The directory is its own strip.
     let mut tags = gray_tags(size, 1, 12, 0);
@@ -197,18 +198,41 @@ fn tiff_tags_that_claim_billions_of_values_are_refused() {
 }
 
 #[test]
+fn tiff_bits_in_reversed_order_are_turned_round() {
+    let (size, data) = (Size::new(4, 3), [1u8, 2, 3, 4, 5, 6, 7, 8, 9, 200, 11, 12]);
+    let plain = pixels(&tiff(&gray_tags(size, 1, 12, 0), 0, &data), "plain.tif");
+    let mut tags = gray_tags(size, 1, 12, 1);
+    tags.insert(5, Tag(266, 3, 1, 2));
+    let reversed = pixels(&tiff(&tags, 0, &data.map(u8::reverse_bits)), "reversed.tif");
+    assert_eq!(reversed, plain);
+    // Strips that reach beyond the file, or more of them than there are bytes, cost nothing.
+    tags[9].3 = u32::MAX;
+    assert_eq!(error(&tiff(&tags, 0, &data), "long.tif").class, ErrorClass::Truncated);
+}
+
+#[test]
+fn bytes_between_jpeg_segments_are_stepped_over() {
+    let jpeg = fixture("baseline_420.jpg");
+    let first_end = 4 + usize::from(u16::from_be_bytes([jpeg[4], jpeg[5]]));
+    let stray = [&jpeg[..first_end], b"\x00camera\xff\x00 notes", &jpeg[first_end..]].concat();
+    assert_eq!(pixels(&stray, "stray.jpg"), pixels(&jpeg, "plain.jpg"));
+}
+
+#[test]
 fn one_by_a_hundred_thousand_is_decoded() {
     for size in [Size::new(1, 100_000), Size::new(100_000, 1)] {
         let (x, y) = (size.width - 1, size.height - 1);
         let last = (size.pixels() - 1) as u8;
         assert_eq!(pixels(&gray_png(size), "thin.png").image.pixel(x, y), Some([last; 3]));
-        let row = (size.width as usize * 3).next_multiple_of(4);
-        let rows: Vec<u8> = (0..row * size.height as usize).map(|_| 5).collect();
-        assert_eq!(pixels(&bmp(size, &rows), "thin.bmp").image.pixel(x, y), Some([5; 3]));
         let bytes = vec![6; size.pixels() as usize];
         let file = tiff(&gray_tags(size, 1, bytes.len() as u32, 0), 0, &bytes);
         assert_eq!(pixels(&file, "thin.tif").image.pixel(x, y), Some([6; 3]));
     }
+    // Of BMP, sides beyond 65,535 are not decoded.
+    let thin = error(&bmp(Size::new(1, 100_000), &[5; 400_000]), "thin.bmp");
+    assert_eq!(thin.class, ErrorClass::UnsupportedVariant, "{thin}");
+    let thin = pixels(&bmp(Size::new(1, 65_535), &[5; 262_140]), "thin.bmp").image;
+    assert_eq!(thin.pixel(0, 65_534), Some([5; 3]));
     let thin = pixels(&gif((1, u16::MAX), &[(1, u16::MAX, [1, 2, 3])]), "thin.gif").image;
     assert_eq!(thin.pixel(0, u32::from(u16::MAX) - 1), Some([1, 2, 3]));
 }
@@ -260,11 +284,8 @@ fn cmyk_jpegs_with_and_without_adobe_marker() {
     let len = 2 + usize::from(u16::from_be_bytes([adobe[marker + 2], adobe[marker + 3]]));
     let bare = [&adobe[..marker], &adobe[marker + len..]].concat();
     let (with, without) = (pixels(&adobe, "adobe.jpg").image, pixels(&bare, "bare.jpg").image);
-    assert_eq!(with.size(), without.size());
-    // Adobe writes inks upside down; without its marker 255 is full ink.
-    let brightness = |bytes: &[u8]| bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>() / bytes.len() as u64;
-    let (bright, dark) = (brightness(with.as_bytes()), brightness(without.as_bytes()));
-    assert!(bright > dark + 20, "{bright} with the marker, {dark} without");
+    // Inks are stored upside down, as Adobe does, whether or not the marker says so. (Pillow reads them so, too.)
+    assert_eq!(with, without);
 }
 
 #[test]
@@ -313,11 +334,8 @@ fn of_an_animation_the_first_frame_is_decoded() {
     writer.write_image_data(&[4, 5, 6]).unwrap();
     writer.finish().unwrap();
     assert_eq!(pixels(&file, "a.png").image.as_bytes(), [1, 2, 3]);
-    // The WebP's frames differ; what the first must be is a hash among the fixtures.
-    assert_eq!(
-        pixels(&fixture("animated.webp"), "a.webp").image.size(),
-        pixels(&fixture("animated.gif"), "b").image.size()
-    );
+    // The frames of the WebP differ; that the first is taken, a hash among the fixtures tells.
+    assert!(!pixels(&fixture("animated.webp"), "a.webp").truncated);
 }
 
 #[test]
