@@ -336,7 +336,8 @@ impl OutputStore {
         let answer = self.retrying(name, || async {
             self.store.head(&path).await.map_err(|error| IoError::from_store("look at", &self.show(name), error))
         });
-        found(answer.await)
+        // A store below a prefix answers with the name above it.
+        Ok(found(answer.await)?.map(|meta| ObjectMeta { location: path.clone(), ..meta }))
     }
 
     /// Whether `name` is there.

@@ -32,7 +32,8 @@ async fn images_are_asked_their_own_questions() {
     );
     let verification = verify_output(&place.at("out"), &stores()).await.unwrap();
     assert!(verification.passed(), "{}", verification.to_text());
-    let answers = query_output(&place.at("out"), "SELECT key, question_id, question FROM answers").await.unwrap();
+    let answers =
+        query_output(&place.at("out"), "SELECT key, question_id, question FROM answers", &stores()).await.unwrap();
     assert_eq!(
         answers.to_csv().unwrap(),
         "key,question_id,question\neven/image-0.png,0,How many?\neven/image-0.png,1,Where?\nodd/image-3.png,0,What colour?\n",

@@ -217,3 +217,16 @@ impl ObjectStore for NoCreate {
 async fn a_store_that_cannot_create_looks_first() {
     check_puts(&memory().map_store(|_| Arc::new(NoCreate(InMemory::new())))).await;
 }
+
+/// What is said of an object below a prefix must name it as the output does.
+#[tokio::test]
+async fn an_output_below_a_prefix_knows_nothing_above_it() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let below = object_store::prefix::PrefixStore::new(store, "some/where");
+    let output = OutputStore::with_store(Arc::new(below), "s3://bucket/some/where");
+    output.put("captions/part.parquet", Bytes::from_static(b"x")).await.unwrap();
+    let head = output.head("captions/part.parquet").await.unwrap().unwrap();
+    assert_eq!((head.location.as_ref(), head.size), ("captions/part.parquet", 1));
+    let listed = output.list("captions").await.unwrap();
+    assert_eq!(listed.first().map(|meta| meta.location.as_ref()), Some("captions/part.parquet"));
+}
