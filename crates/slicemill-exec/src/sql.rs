@@ -142,6 +142,6 @@ fn spec_for(dataset: Dataset, job: &FrozenJob) -> ContentSpec {
         _ if dataset == Dataset::of_task(own.task) => own,
         Dataset::Answers => plain(TaskKind::Ask),
         Dataset::Tokens => plain(TaskKind::Encode),
-        _ => plain(TaskKind::Caption),
+        _ => ContentSpec { input: own.input, ..plain(TaskKind::Caption) },
     }
 }

@@ -14,12 +14,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
-use object_store::prefix::PrefixStore;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, path::Path as ObjectPath};
 
 use crate::retry::{RetryBudget, with_counted_retries};
 use crate::stores::lease::{LeaseWatch, SharedWatch};
-use crate::stores::{IoCounters, invalid, no_output};
+use crate::stores::{Below, IoCounters, invalid, no_output};
 pub use crate::stores::{Location, Stores};
 use crate::{IoError, IoErrorKind, OutputLock};
 
@@ -90,8 +89,7 @@ impl OutputStore {
             return Err(no_output(url));
         }
         let (store, prefix) = stores.resolve(url).map_err(|error| error.with_fate(slicemill_core::Fate::Fatal))?;
-        let store: Arc<dyn ObjectStore> =
-            if prefix.is_root() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
+        let store: Arc<dyn ObjectStore> = if prefix.is_root() { store } else { Arc::new(Below::new(store, prefix)) };
         let mut output = Self::with_store(store, location.shown()).leased();
         output.budget = stores.budget(url, output.budget);
         output.counters = stores.counters().clone();
@@ -336,8 +334,7 @@ impl OutputStore {
         let answer = self.retrying(name, || async {
             self.store.head(&path).await.map_err(|error| IoError::from_store("look at", &self.show(name), error))
         });
-        // A store below a prefix answers with the name above it.
-        Ok(found(answer.await)?.map(|meta| ObjectMeta { location: path.clone(), ..meta }))
+        found(answer.await)
     }
 
     /// Whether `name` is there.

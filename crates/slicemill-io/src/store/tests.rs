@@ -222,7 +222,7 @@ async fn a_store_that_cannot_create_looks_first() {
 #[tokio::test]
 async fn an_output_below_a_prefix_knows_nothing_above_it() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    let below = object_store::prefix::PrefixStore::new(store, "some/where");
+    let below = crate::stores::Below::new(store, "some/where".into());
     let output = OutputStore::with_store(Arc::new(below), "s3://bucket/some/where");
     output.put("captions/part.parquet", Bytes::from_static(b"x")).await.unwrap();
     let head = output.head("captions/part.parquet").await.unwrap().unwrap();

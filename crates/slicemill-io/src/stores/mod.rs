@@ -10,6 +10,7 @@
 //! What was proven on real servers: S3 by the tests of this crate, which run one in process. Google Cloud Storage is
 //! proven as far as that is possible without Google: configuration, signing of the token request, headers, errors.
 
+mod below;
 mod clients;
 mod counters;
 mod gate;
@@ -35,6 +36,7 @@ pub use guard::HttpGuard;
 pub use location::{Location, object_url, shown_url};
 pub use options::StoreOptions;
 
+pub(crate) use below::Below;
 pub(crate) use location::{Family, invalid};
 pub(crate) use web::{UNKNOWN_SIZE, no_output};
 
