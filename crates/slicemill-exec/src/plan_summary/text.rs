@@ -22,7 +22,7 @@ fn write_all(out: &mut String, summary: &PlanSummary) -> std::fmt::Result {
     let mut line = |name: &str, value: String| writeln!(out, "  {name:<16} {value}");
     line("inputs", format!("{} ({})", count(summary.inputs), bytes(summary.input_bytes)))?;
     line("images", count(summary.images))?;
-    line("skipped", format!("{} (not images)", count(summary.skipped)))?;
+    line("skipped", format!("{} (not images, or left out by --where)", count(summary.skipped)))?;
     if summary.unasked > 0 {
         line("not asked about", count(summary.unasked))?;
     }
