@@ -16,12 +16,7 @@ use crate::jpeg::Ending;
 const PIXELS_PER_BYTE_MAX: u64 = 4096 * 8 / 12 + 1;
 
 pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decoded, Fault> {
-    let mut options = DecodeOptions::new();
-    options.set_color_output(ColorOutput::Indexed);
-    // The only large buffer is ours; the frame is not larger than the canvas, which was checked.
-    options.set_memory_limit(MemoryLimit::Unlimited);
-    options.allow_unknown_blocks(true);
-    let mut decoder = options.read_info(Cursor::new(bytes)).map_err(fault)?;
+    let mut decoder = reader(bytes)?;
     let frame = decoder.next_frame_info().map_err(fault)?.ok_or_else(|| Fault::corrupt("the file has no frame"))?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     let (width, height) = (usize::from(frame.width), usize::from(frame.height));
@@ -35,17 +30,22 @@ pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decod
     let mut indices = zeroed::<u8>(width * height)?;
     let mut truncated = false;
     if !indices.is_empty() {
-        indices.fill(transparent.unwrap_or(0));
-        let mut rows: Vec<&mut [u8]> = indices.chunks_exact_mut(width).collect();
-        for y in row_order(height, interlaced) {
-            match fill(&mut decoder, rows[y], transparent.unwrap_or(0)) {
-                Ok(()) => {}
-                Err(fault) if ending == Ending::Anywhere && fault.class == ErrorClass::Truncated => {
-                    truncated = true;
-                    break;
+        // Whole frames are read at once: reading by rows fails on streams that are whole.
+        match decoder.read_into_buffer(&mut indices).map_err(fault) {
+            Ok(()) => {}
+            Err(error) if ending == Ending::Anywhere && error.class == ErrorClass::Truncated => {
+                truncated = true;
+                indices.fill(transparent.unwrap_or(0));
+                let mut rows: Vec<&mut [u8]> = indices.chunks_exact_mut(width).collect();
+                let mut again = reader(bytes)?;
+                again.next_frame_info().map_err(fault)?;
+                for y in row_order(height, interlaced) {
+                    if fill(&mut again, rows[y], transparent.unwrap_or(0)).is_err() {
+                        break;
+                    }
                 }
-                Err(fault) => return Err(fault),
             }
+            Err(error) => return Err(error),
         }
     }
     let table = colours(local.as_deref().or_else(|| decoder.global_palette()).unwrap_or_default(), transparent);
@@ -59,6 +59,15 @@ pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decod
         }
     }
     Ok(Decoded { size: stored, layout: Layout::Rgba, data, truncated })
+}
+
+fn reader(bytes: &[u8]) -> Result<Decoder<Cursor<&[u8]>>, Fault> {
+    let mut options = DecodeOptions::new();
+    options.set_color_output(ColorOutput::Indexed);
+    // The only large buffer is ours; the frame is not larger than the canvas, which was checked.
+    options.set_memory_limit(MemoryLimit::Unlimited);
+    options.allow_unknown_blocks(true);
+    options.read_info(Cursor::new(bytes)).map_err(fault)
 }
 
 /// Rows in the order in which they are stored: as they are, or every eighth, the fourths between them, and so on.
