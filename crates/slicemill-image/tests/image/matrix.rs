@@ -211,6 +211,24 @@ fn tiff_bits_in_reversed_order_are_turned_round() {
 }
 
 #[test]
+fn bmp_headers_of_os2_are_read() {
+    let usual = fixture("gray8.bmp");
+    assert_eq!(usual[14], 40);
+    let data_at = u32::from_le_bytes(usual[10..14].try_into().unwrap());
+    let plain = pixels(&usual, "usual.bmp");
+    for (len, data_at) in [(16u8, data_at - 24), (64, data_at + 24)] {
+        let mut header = usual[14..54].to_vec();
+        header.resize(usize::from(len), 0xFF);
+        header[0] = len;
+        let file = [&usual[..10], &data_at.to_le_bytes(), &header, &usual[54..]].concat();
+        let read = read_header(&file, "os2.bmp", &ImageOptions::default()).unwrap();
+        assert!(!read.has_alpha);
+        assert_eq!(pixels(&file, "os2.bmp"), plain, "{len}");
+        assert_eq!(error(&file[..len as usize + 10], "cut.bmp").class, ErrorClass::Truncated, "{len}");
+    }
+}
+
+#[test]
 fn bytes_between_jpeg_segments_are_stepped_over() {
     let jpeg = fixture("baseline_420.jpg");
     let first_end = 4 + usize::from(u16::from_be_bytes([jpeg[4], jpeg[5]]));
