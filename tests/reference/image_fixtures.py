@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
 OUT = Path(__file__).resolve().parents[1] / "data" / "images"
 RNG = np.random.default_rng(20240318)
@@ -575,30 +575,6 @@ def write_views() -> None:
     (OUT / "views.csv").write_text("\n".join(lines) + "\n")
 
 
-TRUNCATED = ["baseline_420.jpg", "baseline_444.jpg", "noise_420.jpg", "noise_422_restarts.jpg", "gray.jpg", "cmyk_adobe.jpg",
-             "rgb8.png", "interlaced_rgb8.png", "palette8.png", "palette8_trns.png", "gray8.png", "rgba8.png", "rgb16.png",
-             "rgb24.bmp", "palette8.bmp", "top_down.bmp"]
-
-
-def write_truncated() -> None:
-    """What Pillow makes of files that end too early, when it is told to load them: alpha dropped."""
-    ImageFile.LOAD_TRUNCATED_IMAGES = True
-    lines = ["file,bytes,rgb_sha256"]
-    for name in TRUNCATED:
-        data = (OUT / name).read_bytes()
-        for share in (0.5, 0.8, 0.93):
-            cut = data[:int(len(data) * share)]
-            try:
-                image = Image.open(io.BytesIO(cut))
-                image.load()
-            except OSError:
-                continue  # not even the palette is there
-            with image:
-                lines.append(f"{name},{len(cut)},{digest(np.asarray(image.convert('RGB')))}")
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    (OUT / "truncated.csv").write_text("\n".join(lines) + "\n")
-
-
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     for old in OUT.iterdir():
@@ -607,7 +583,6 @@ def main() -> None:
         write()
     resizes = write_resizes()
     write_views()
-    write_truncated()
     about = "SHA-256 of the upright RGB bytes, by alpha rule where it matters; made by tests/reference/image_fixtures.py"
     lines = ",\n  ".join(json.dumps(entry) for entry in ENTRIES)
     head = f'"about": {json.dumps(about)},\n "pillow": "{PIL.__version__}"'

@@ -14,6 +14,9 @@ use crate::jpeg::Ending;
 const SIDE_MAX: u32 = 65_535;
 
 pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decoded, Fault> {
+    if let Some(plain) = without_os2_header(bytes)? {
+        return decode(&plain, stored, ending);
+    }
     let fields = Fields::read(bytes);
     if ending == Ending::Anywhere
         && let Some(filled) = fields.filled_up(bytes, stored)?
@@ -40,6 +43,31 @@ pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decod
     let mut data = zeroed(usize::try_from(decoder.total_bytes()).map_err(|_| Fault::out_of_memory(usize::MAX))?)?;
     decoder.read_image(&mut data).map_err(fault)?;
     Ok(Decoded::whole(stored, layout, data))
+}
+
+/// A copy in which the header of OS/2 2.x, long or short, has become the usual one of 40 bytes, of which it is a variant;
+/// `None` for all others.
+fn without_os2_header(bytes: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+    const USUAL: usize = 40;
+    let (Some(&file), Some(info)) = (bytes.first_chunk::<14>(), bytes.get(14..)) else { return Ok(None) };
+    let len = match info.first_chunk() {
+        Some([16, 0, 0, 0]) => 16,
+        Some([64, 0, 0, 0]) => 64,
+        _ => return Ok(None),
+    };
+    let (header, rest) =
+        info.split_at_checked(len).ok_or_else(|| Fault::truncated("the file ends inside the header"))?;
+    // 3 and 4 are other compressions there.
+    if header.get(16).is_some_and(|&compression| compression > 2) {
+        return Err(Fault::unsupported("a compression that only OS/2 has"));
+    }
+    let mut usual = [0; USUAL];
+    let common = len.min(USUAL);
+    usual[..common].copy_from_slice(&header[..common]);
+    usual[0] = USUAL as u8;
+    let [.., d0, d1, d2, d3] = file;
+    let data_at = u32::from_le_bytes([d0, d1, d2, d3]).wrapping_add(USUAL as u32).wrapping_sub(len as u32);
+    Ok(Some([&file[..10], &data_at.to_le_bytes(), &usual, rest].concat()))
 }
 
 /// Fields of the headers.

@@ -18,6 +18,7 @@ use crate::window::{Stop, Window};
 
 const PALETTE: u64 = 3;
 const BLACK_IS_ZERO: u16 = 1;
+const STRAIGHT_ALPHA: u16 = 2;
 const JPEG: u64 = 7;
 const LOWEST_BIT_FIRST: u64 = 2;
 
@@ -63,8 +64,33 @@ fn decode_ordered(bytes: &[u8], directory: &Directory<'_>, stored: Size) -> Resu
         return decode_palette(bytes, directory, stored);
     }
     let alpha = Alpha::of(directory).map_err(stop)?;
-    let (colour, samples) = read_samples(bytes, stored)?;
+    let kept = with_extra_sample_kept(bytes, directory)?;
+    let (colour, samples) = read_samples(kept.as_deref().unwrap_or(bytes), stored)?;
+    let predicted = directory.get(tag::PREDICTOR).map_err(stop)?.is_some_and(|predictor| predictor != 1);
+    let stored_samples = directory.get(tag::SAMPLES_PER_PIXEL).map_err(stop)?.unwrap_or(1);
+    if predicted && u64::from(colour.num_samples()) != stored_samples {
+        return Err(Fault::unsupported(format!("{stored_samples} samples of {colour:?} with a predictor")));
+    }
     arrange(colour, samples, stored, alpha)
+}
+
+/// A copy that calls a fourth sample of RGB alpha, where the file does not say what it is: the `tiff` crate drops what it
+/// does not know before it undoes the predictor, which then makes other colours of it.
+fn with_extra_sample_kept(bytes: &[u8], directory: &Directory<'_>) -> Result<Option<Vec<u8>>, Fault> {
+    let get = |tag| directory.get(tag).map_err(stop);
+    if (get(tag::PHOTOMETRIC)?, get(tag::SAMPLES_PER_PIXEL)?, get(tag::EXTRA_SAMPLES)?) != (Some(2), Some(4), Some(0)) {
+        return Ok(None);
+    }
+    with_short(bytes, directory, tag::EXTRA_SAMPLES, STRAIGHT_ALPHA).map(Some)
+}
+
+/// A copy in which the value of a tag is another.
+fn with_short(bytes: &[u8], directory: &Directory<'_>, tag: u16, value: u16) -> Result<Vec<u8>, Fault> {
+    let mut copy = bytes.to_vec();
+    let at = directory.position(tag).map_err(stop)?.and_then(|at| usize::try_from(at).ok());
+    let field = at.and_then(|at| copy.get_mut(at..at + 2)).ok_or_else(|| Fault::corrupt("the directory is broken"))?;
+    field.copy_from_slice(&if directory.little_endian() { value.to_le_bytes() } else { value.to_be_bytes() });
+    Ok(copy)
 }
 
 fn stop(stop: Stop) -> Fault {
@@ -118,6 +144,7 @@ fn arrange(colour: ColorType, samples: Vec<u8>, stored: Size, alpha: Alpha) -> R
         ColorType::RGB(8 | 16) => (Layout::Rgb, samples),
         ColorType::RGBA(8 | 16) if straight => (Layout::Rgba, samples),
         ColorType::RGBA(8 | 16) if alpha == Alpha::Premultiplied => (Layout::Rgba, divided_by_alpha(samples)),
+        ColorType::RGBA(8 | 16) if alpha == Alpha::None => (Layout::Rgb, without_fourth(&samples)),
         ColorType::CMYK(8 | 16) => (Layout::Rgb, inks(&samples)),
         colour => return Err(Fault::unsupported(format!("{colour:?} pixels"))),
     };
@@ -145,6 +172,11 @@ fn scaled(samples: &[u8], bits: u8) -> Vec<u8> {
     samples.iter().map(|sample| sample * factor).collect()
 }
 
+/// RGB and a fourth sample that means nothing, to RGB.
+fn without_fourth(samples: &[u8]) -> Vec<u8> {
+    samples.as_chunks::<4>().0.iter().flat_map(|&[red, green, blue, _]| [red, green, blue]).collect()
+}
+
 /// Undoes the multiplication of colours by alpha, rounding down as Pillow does.
 fn divided_by_alpha(mut samples: Vec<u8>) -> Vec<u8> {
     for [red, green, blue, alpha] in samples.as_chunks_mut::<4>().0 {
@@ -170,11 +202,7 @@ fn decode_palette(bytes: &[u8], directory: &Directory<'_>, stored: Size) -> Resu
     if !matches!(bits, 1 | 2 | 4 | 8) || map.len() != 3 * entries {
         return Err(Fault::unsupported(format!("a palette of {} values for {bits} bits", map.len())));
     }
-    let mut gray = bytes.to_vec();
-    let at = directory.position(tag::PHOTOMETRIC).map_err(stop)?.and_then(|at| usize::try_from(at).ok());
-    let value = if directory.little_endian() { BLACK_IS_ZERO.to_le_bytes() } else { BLACK_IS_ZERO.to_be_bytes() };
-    let field = at.and_then(|at| gray.get_mut(at..at + 2)).ok_or_else(|| Fault::corrupt("the directory is broken"))?;
-    field.copy_from_slice(&value);
+    let gray = with_short(bytes, directory, tag::PHOTOMETRIC, BLACK_IS_ZERO)?;
     let (colour, samples) = read_samples(&gray, stored)?;
     let indices = match colour {
         ColorType::Gray(8) => samples,

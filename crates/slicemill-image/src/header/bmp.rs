@@ -24,7 +24,9 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     if !(0..=SIDE_MAX).contains(&width) || height > SIDE_MAX {
         return Err(Fault::bad_header(format!("a size of {width}x{height}")).into());
     }
-    let has_alpha = header_bytes >= 56 && u32::from_le_bytes(window.array(66, "colour masks")?) != 0;
+    // 64 bytes are OS/2's, which has no masks.
+    let has_alpha =
+        header_bytes >= 56 && header_bytes != 64 && u32::from_le_bytes(window.array(66, "colour masks")?) != 0;
     let stored = Size::new(u32::try_from(width).unwrap_or(0), u32::try_from(height).unwrap_or(0));
     Ok(Header { format: ImageFormat::Bmp, stored, orientation: Orientation::Upright, has_alpha })
 }

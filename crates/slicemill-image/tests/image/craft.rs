@@ -75,6 +75,17 @@ pub fn zlib_bomb(bytes: usize) -> Vec<u8> {
     stream
 }
 
+/// A zlib stream that stores a few bytes as they are.
+pub fn zlib_stored(bytes: &[u8]) -> Vec<u8> {
+    let len = bytes.len() as u16;
+    let (a, b) = bytes.iter().fold((1, 0), |(a, b), &byte| {
+        let a = (a + u32::from(byte)) % 65521;
+        (a, (b + a) % 65521)
+    });
+    let (len, inverse, sum) = (len.to_le_bytes(), (!len).to_le_bytes(), (b << 16 | a).to_be_bytes());
+    [&[0x78, 0x01, 1], len.as_slice(), &inverse, bytes, &sum].concat()
+}
+
 /// Bits as deflate packs them: the first is the lowest.
 #[derive(Default)]
 struct Bits {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use slicemill_core::{Alpha, ErrorClass, ImageOptions, RowError, Size, Stage};
 use slicemill_image::{DecodedImage, ImageFormat, Orientation, decode, read_header};
 
-use crate::craft::{Tag, bmp, chunk, exif, gif, gray_png, gray_tags, png, tiff, with_chunk, zlib_bomb};
+use crate::craft::{Tag, bmp, chunk, exif, gif, gray_png, gray_tags, png, tiff, with_chunk, zlib_bomb, zlib_stored};
 use crate::images;
 use crate::memory::peak_of;
 
@@ -208,6 +208,48 @@ fn tiff_bits_in_reversed_order_are_turned_round() {
     // Strips that reach beyond the file, or more of them than there are bytes, cost nothing.
     tags[9].3 = u32::MAX;
     assert_eq!(error(&tiff(&tags, 0, &data), "long.tif").class, ErrorClass::Truncated);
+}
+
+/// Four samples a pixel, of which the file says only three, and differences to the pixel before.
+#[test]
+fn a_tiff_with_a_sample_too_many_and_a_predictor_keeps_its_colours() {
+    let size = Size::new(3, 1);
+    let differences = [10u8, 20, 30, 99, 1, 2, 3, 4, 1, 1, 1, 200];
+    let stream = zlib_stored(&differences);
+    let offset = 8 + 2 + 12 * 12 + 4;
+    let tags = |extra: u32| {
+        let mut tags = gray_tags(size, 8, stream.len() as u32, 2);
+        (tags[2].2, tags[2].3, tags[4].3, tags[5].3, tags[6].3) = (1, 8, 2, offset, 4);
+        tags.extend([Tag(317, 3, 1, 2), Tag(338, 3, 1, extra), Tag(339, 3, 1, 1)]);
+        // Bits of four samples do not fit into the entry.
+        (tags[2].2, tags[2].3) = (4, offset + stream.len() as u32);
+        tags
+    };
+    let data = [stream.as_slice(), &[8, 0, 8, 0, 8, 0, 8, 0]].concat();
+    let expected = [10, 20, 30, 11, 22, 33, 12, 23, 34];
+    for extra in [0, 2] {
+        let options = ImageOptions { alpha: Alpha::Drop, ..ImageOptions::default() };
+        let decoded = attempt(&tiff(&tags(extra), 0, &data), "four.tif", &options).unwrap();
+        assert_eq!(decoded.image.as_bytes(), expected, "extra sample {extra}");
+    }
+}
+
+#[test]
+fn bmp_headers_of_os2_are_read() {
+    let usual = fixture("gray8.bmp");
+    assert_eq!(usual[14], 40);
+    let data_at = u32::from_le_bytes(usual[10..14].try_into().unwrap());
+    let plain = pixels(&usual, "usual.bmp");
+    for (len, data_at) in [(16u8, data_at - 24), (64, data_at + 24)] {
+        let mut header = usual[14..54].to_vec();
+        header.resize(usize::from(len), 0xFF);
+        header[0] = len;
+        let file = [&usual[..10], &data_at.to_le_bytes(), &header, &usual[54..]].concat();
+        let read = read_header(&file, "os2.bmp", &ImageOptions::default()).unwrap();
+        assert!(!read.has_alpha);
+        assert_eq!(pixels(&file, "os2.bmp"), plain, "{len}");
+        assert_eq!(error(&file[..len as usize + 10], "cut.bmp").class, ErrorClass::Truncated, "{len}");
+    }
 }
 
 #[test]
