@@ -240,7 +240,7 @@ pub struct RunFlags {
     #[arg(long, value_name = "N")]
     pub fetches: Option<usize>,
     /// Stop when more rows have failed, as 100 or 5% (of at least 100 rows); what is done stays
-    #[arg(long, value_name = "N|SHARE")]
+    #[arg(long, value_name = "N|SHARE", allow_hyphen_values = true)]
     pub max_failed: Option<String>,
     /// A device that is silent for longer counts as hung and is started anew, as 10m; 0 waits for ever
     #[arg(long, value_name = "TIME")]

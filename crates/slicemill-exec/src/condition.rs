@@ -81,7 +81,7 @@ pub fn input_columns_of(text: &str) -> Result<Vec<String>, ExecError> {
             },
         }
     }
-    Err(ExecError::Query(format!("--where names more than {NAMES_MAX} columns")))
+    Err(ExecError::Condition(format!("--where names more than {NAMES_MAX} columns")))
 }
 
 fn missing_field(error: &DataFusionError) -> Option<String> {
@@ -96,7 +96,7 @@ fn missing_field(error: &DataFusionError) -> Option<String> {
 
 fn refused(text: &str, error: &DataFusionError) -> ExecError {
     let message = error.find_root().strip_backtrace();
-    ExecError::Query(format!(
+    ExecError::Condition(format!(
         "--where \"{text}\" is not a condition: {message}; write SQL as in \"width >= 512 AND license = 'cc0'\""
     ))
 }
@@ -133,7 +133,7 @@ impl Condition {
         let expr = context.parse_sql_expr(text, &schema).map_err(|error| refused(text, &error))?;
         let kind = expr.get_type(&schema).map_err(|error| refused(text, &error))?;
         if !matches!(kind, DataType::Boolean | DataType::Null) {
-            return Err(ExecError::Query(format!(
+            return Err(ExecError::Condition(format!(
                 "--where \"{text}\" is {kind}, not true or false; write a condition as \"width >= 512\""
             )));
         }

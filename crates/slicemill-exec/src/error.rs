@@ -53,6 +53,9 @@ pub enum ExecError {
     /// The second request to stop came.
     #[error("stopped at once; what was committed stays, run the same command again to resume")]
     Stopped,
+    /// The condition that chooses rows is wrong; nothing was done.
+    #[error("{0}")]
+    Condition(String),
     /// A query is wrong.
     #[error("{0}")]
     Query(String),

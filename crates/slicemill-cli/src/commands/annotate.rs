@@ -422,7 +422,11 @@ pub fn runtime_of(options: &RunOptions, beams: u32) -> Runtime {
 /// Errors of a job with their exit codes.
 pub fn failure_of(error: ExecError) -> Failure {
     let exit = match &error {
-        ExecError::Job(_) | ExecError::Questions(_) | ExecError::NoInputs(_) | ExecError::Inputs(_) => Exit::Usage,
+        ExecError::Job(_)
+        | ExecError::Questions(_)
+        | ExecError::NoInputs(_)
+        | ExecError::Inputs(_)
+        | ExecError::Condition(_) => Exit::Usage,
         ExecError::Different(_) => Exit::DifferentJob,
         ExecError::Stopped => Exit::Interrupted,
         _ => Exit::Failed,

@@ -393,3 +393,26 @@ fn the_bytes_decide_what_a_file_is_not_its_name() {
         }
     }
 }
+
+/// Colours of a picture decide where its codes fall in the stream, so many of them are read.
+#[test]
+fn whole_gifs_of_any_size_and_colours_are_read_to_their_end() {
+    let mut state = 7_u32;
+    let mut random = |limit: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % limit
+    };
+    for _ in 0..150 {
+        let (width, height) = (20 + random(300) as u16, 20 + random(300) as u16);
+        let colours = 2 + random(254);
+        let indices: Vec<u8> = (0..u32::from(width) * u32::from(height)).map(|_| random(colours) as u8 / 4).collect();
+        let mut file = Vec::new();
+        let palette: Vec<u8> = (0..=255_u8).flat_map(|grey| [grey, grey, grey]).collect();
+        let mut encoder = gif::Encoder::new(&mut file, width, height, &palette).unwrap();
+        encoder.write_frame(&gif::Frame::from_indexed_pixels(width, height, indices.clone(), None)).unwrap();
+        drop(encoder);
+        let decoded = pixels(&file, "a.gif");
+        let first: Vec<u8> = decoded.image.as_bytes().iter().step_by(3).copied().collect();
+        assert_eq!(first, indices, "{width}x{height}, {colours} colours");
+    }
+}

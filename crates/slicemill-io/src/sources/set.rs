@@ -190,7 +190,10 @@ impl Listing {
         let seen: Vec<_> = counts.iter().take(10).map(ToString::to_string).collect();
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(counts);
         if rows == 0 {
-            let message = format!("there is nothing to work on; seen were: {}", seen.join("; "));
+            let message = format!(
+                "there is nothing to work on: {}; give images, folders of them, archives, tables or lists",
+                seen.join("; ")
+            );
             return Err(IoError::fatal(IoErrorKind::NotFound, message));
         }
         Ok(())
