@@ -19,7 +19,7 @@ refused anew is noticed.  Its kinds are the classes of the row errors:
     bad_header            and libtiff warn and go on, with pixels that are wrong or missing; a row fails instead
     unsupported_variant   TIFF with signed or floating-point samples (Pillow clips them), 12 bits, separate planes,
                           subsampled YCbCr without JPEG, Group 3 fax, Zstandard, the JPEG of TIFF 5, an extra sample
-                          that is no alpha; BMP with the header of OS/2 2.x
+                          that is no alpha
 """
 
 from __future__ import annotations
