@@ -56,9 +56,9 @@ fn answers(status: u16, retry_after: Option<u64>) -> Rule {
 
 fn table() -> Vec<Case> {
     vec![
-        Case::new("a storm of 503", [answers(503, None).skip(10).times(40)]),
+        Case::new("a storm of 503", [answers(503, None).skip(10).share(0.6).times(60)]),
         Case::new("503 that says how long to wait", [answers(503, Some(1)).skip(10).times(4)]),
-        Case::new("429", [answers(429, None).skip(10).times(20)]),
+        Case::new("429", [answers(429, None).skip(10).share(0.5).times(30)]),
         Case::new("500 for deletions", [answers(500, None).on(&["DELETE", "POST"]).times(3)]),
         Case::new("no answer", [Rule::of(Fault::StallHead(4_000)).on(GET).skip(10).times(4)])
             .with(&["--store-option", "answer_timeout=1"]),
