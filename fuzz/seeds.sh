@@ -24,3 +24,10 @@ mapfile -t models < <(find tests/data -name tokenizer.model)
 seed tokenizer_model "${models[@]}"
 mapfile -t jobs < <(find examples pipelines -name '*.toml')
 seed job_file "${jobs[@]}"
+mkdir -p fuzz/corpus/tar fuzz/corpus/lists
+tar --format=ustar -cf fuzz/corpus/tar/ustar.tar README.md pipelines
+tar --format=gnu -cf fuzz/corpus/tar/gnu.tar --transform "s,^,$(printf 'long/%.0s' {1..30})," pipelines
+tar --format=pax -cf fuzz/corpus/tar/pax.tar pipelines
+printf '{"path": "a.jpg", "license": "cc0", "n": 1}\n{"path": "b.jpg", "n": 2.5}\n' >fuzz/corpus/lists/a.jsonl
+printf 'path,license,n\na.jpg,"c\nc0",1\n"b ""c"".jpg",,x\n' >fuzz/corpus/lists/a.csv
+printf 's3://bucket/a%%20b.jpg\n/photos/c d.jpg\nhttps://example.org/e?f=g#h\n' >fuzz/corpus/lists/a.txt

@@ -5,8 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use slicemill_core::{
@@ -18,6 +17,10 @@ use crate::{
     Backend, BackendError, BackendFactory, BackendLimits, DeviceId, FinishReason, GenerateRequest, Generated,
     PreparedImage, SequenceId, VisualHandle,
 };
+
+mod gate;
+
+use gate::Gate;
 
 /// Calls that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,28 +169,6 @@ pub struct FakeFactory {
     options: FakeOptions,
     counts: Arc<Mutex<FakeCounts>>,
     gate: Arc<Gate>,
-}
-
-/// Longest time a call hangs, so that a test that forgets to release it ends.
-const HANG_MAX: Duration = Duration::from_secs(30);
-
-/// What calls hang on.
-#[derive(Debug, Default)]
-struct Gate {
-    open: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    fn wait(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.opened.wait_timeout_while(open, HANG_MAX, |open| !*open));
-    }
-
-    fn open(&self) {
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.opened.notify_all();
-    }
 }
 
 impl FakeFactory {

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
-use object_store::path::Path as ObjectPath;
-use object_store::{ObjectMeta, ObjectStore};
 
 use super::inputs::{Input, Origin};
+use super::listing::{Metas, Prefix};
 use crate::walk::{Root, duplicate};
-use crate::{FolderSource, InputEntry, IoError, IoErrorKind, Location, ObjectFetch, Source as _, Stores, object_url};
+use crate::{
+    FolderSource, InputEntry, IoError, IoErrorKind, Location, ObjectFetch, RetryBudget, Source as _, Stores, object_url,
+};
 
 /// An object of an input.
 #[derive(Debug, Clone)]
@@ -137,7 +137,9 @@ impl Finder {
         futures::stream::once(async move {
             let (store, path) = finder.stores.resolve(location.url())?;
             let shown = location.shown();
-            let listed = list_sorted(&store, &path, &location, &shown).await?;
+            let budget = finder.stores.budget(location.url(), RetryBudget::default());
+            let prefix_of_store = Prefix { store, path: path.clone(), shown: shown.clone(), budget };
+            let listed = list_sorted(prefix_of_store, &location).await?;
             let root = if path.as_ref().is_empty() { String::new() } else { format!("{path}/") };
             let excluded = finder.excluded_urls;
             let entries = listed.try_filter_map(move |meta| {
@@ -166,28 +168,15 @@ fn is_web(location: &Location) -> bool {
     matches!(location.url().scheme(), "http" | "https")
 }
 
-type Metas = BoxStream<'static, Result<ObjectMeta, IoError>>;
-
 /// What a store lists below `path`, in bytewise order. S3, Google Cloud Storage and Azure list so, save for S3's
 /// directory buckets; other stores are sorted in memory.
-async fn list_sorted(
-    store: &Arc<dyn ObjectStore>,
-    path: &ObjectPath,
-    location: &Location,
-    shown: &str,
-) -> Result<Metas, IoError> {
-    let shown = shown.to_owned();
-    let failed = move |error| IoError::from_store("list", &shown, error);
-    let whole = (!path.as_ref().is_empty()).then_some(path);
-    let listed = store.list(whole).map_err(failed);
+async fn list_sorted(prefix: Prefix, location: &Location) -> Result<Metas, IoError> {
     let host = location.url().host_str().unwrap_or_default();
     let sorted = matches!(location.url().scheme(), "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss");
     if sorted && !host.ends_with("--x-s3") {
-        return Ok(listed.boxed());
+        return Ok(prefix.in_order());
     }
-    let mut all: Vec<ObjectMeta> = listed.try_collect().await?;
-    all.sort_by(|a, b| a.location.as_ref().cmp(b.location.as_ref()));
-    Ok(futures::stream::iter(all.into_iter().map(Ok)).boxed())
+    Ok(futures::stream::iter(prefix.sorted().await?.into_iter().map(Ok)).boxed())
 }
 
 /// Checks that keys ascend; a marker may stand where its folder does.

@@ -4,6 +4,7 @@ mod counts;
 mod found;
 mod inputs;
 mod kinds;
+mod listing;
 mod object;
 mod open;
 mod reader;

@@ -1,3 +1,5 @@
+//! Tables of images as other programs write them.
+
 use std::path::PathBuf;
 
 use ::parquet::arrow::ArrowWriter;
