@@ -460,5 +460,5 @@ async fn read_object(location: &str, stores: &Stores) -> Result<Bytes, ExecError
     let location = Location::parse(location)?;
     let fetch = ObjectFetch::new(stores.clone(), RetryBudget::default());
     let entry = fetch.describe("", location.url().as_str()).await.map_err(of_inputs)?;
-    Ok(fetch.read(&entry).await.map_err(of_inputs)?)
+    fetch.read(&entry).await.map_err(of_inputs)
 }

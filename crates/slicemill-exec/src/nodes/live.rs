@@ -137,7 +137,7 @@ impl LiveJob {
     }
 
     /// The entries that the job takes as far as their columns tell, and what becomes of the others, by their places.
-    fn chosen(&self, entries: Vec<InputEntry>) -> Result<(Vec<InputEntry>, Vec<(usize, RowOutcome)>), ExecError> {
+    fn chosen(&self, entries: Vec<InputEntry>) -> Result<(Vec<InputEntry>, LeftOut), ExecError> {
         let Some(condition) = &self.condition else { return Ok((entries, Vec::new())) };
         let kept = condition.of_entries(&entries)?;
         let (mut chosen, mut left_out) = (Vec::new(), Vec::new());
@@ -151,6 +151,9 @@ impl LiveJob {
         Ok((chosen, left_out))
     }
 }
+
+/// What became of entries that were not taken, by their places among all.
+type LeftOut = Vec<(usize, RowOutcome)>;
 
 /// An entry as the pipeline takes it.
 pub(crate) fn input_ref(entry: InputEntry, prompts: Arc<[PromptItem]>) -> InputRef {
@@ -166,7 +169,7 @@ pub(crate) fn input_ref(entry: InputEntry, prompts: Arc<[PromptItem]>) -> InputR
 }
 
 /// Outcomes of annotated rows with those that were left out, each at its place.
-fn merged(annotated: Vec<RowOutcome>, left_out: Vec<(usize, RowOutcome)>) -> Vec<RowOutcome> {
+fn merged(annotated: Vec<RowOutcome>, left_out: LeftOut) -> Vec<RowOutcome> {
     let mut outcomes = Vec::with_capacity(annotated.len() + left_out.len());
     let mut annotated = annotated.into_iter();
     for (place, outcome) in left_out {

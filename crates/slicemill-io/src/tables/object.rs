@@ -76,8 +76,13 @@ impl Object {
     }
 
     async fn get(&self, range: Option<GetRange>) -> Result<GetResult, IoError> {
+        // Web servers need not know ranges. Object stores do: one that ignores a range has a bad moment.
+        let passes = range.is_some() && !self.shown.starts_with("http");
         let answer = self.store.get_opts(&self.path, GetOptions::new().with_range(range)).await;
-        let answer = answer.map_err(|error| IoError::from_store("read", &self.shown, error))?;
+        let answer = answer.map_err(|error| match IoError::from_store("read", &self.shown, error) {
+            error if passes && error.kind == IoErrorKind::Invalid => error.with_fate(Fate::Transient),
+            error => error,
+        })?;
         self.check(&answer.meta)?;
         Ok(answer)
     }

@@ -1,3 +1,5 @@
+//! Lists of locations: JSON lines, CSV, Parquet and standard input.
+
 use std::io::Write as _;
 
 use proptest::prelude::*;
