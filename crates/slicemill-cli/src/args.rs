@@ -517,6 +517,7 @@ pub struct DoctorArgs {
 
 /// `model`
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, made once")]
 pub enum ModelVerb {
     /// Say what a checkpoint is and what it needs, without reading its weights
     Inspect(ModelInspectArgs),

@@ -17,7 +17,8 @@ use hyper_util::rt::TokioIo;
 use slicemill_exec::{RunTotals, resident_bytes};
 use slicemill_io::{Counts, IoCounters, IoSnapshot};
 use slicemill_pipeline::{Progress, ProgressSnapshot};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 use crate::exit::Failure;
 
@@ -91,23 +92,20 @@ impl Metrics {
         let listener = TcpListener::bind(address).await.map_err(cannot)?;
         let listening = listener.local_addr().map_err(cannot)?;
         let metrics = self.clone();
-        let task = tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
             loop {
-                let Ok((stream, _)) = listener.accept().await else {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    Some(_) = connections.join_next() => continue,
+                };
+                let Ok((stream, _)) = accepted else {
                     // Out of file descriptors, most likely: the run goes on, and so does this after a pause.
                     tokio::time::sleep(Duration::from_millis(200)).await;
                     continue;
                 };
-                let metrics = metrics.clone();
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| answer(metrics.clone(), request));
-                    let connection = hyper::server::conn::http1::Builder::new()
-                        .timer(hyper_util::rt::TokioTimer::new())
-                        .header_read_timeout(REQUEST_TIMEOUT)
-                        .serve_connection(TokioIo::new(stream), service);
-                    // A client that breaks off is its own affair.
-                    drop(connection.await);
-                });
+                connections.spawn(connection(metrics.clone(), stream));
             }
         });
         Ok((listening, Task(task)))
@@ -128,25 +126,31 @@ impl Metrics {
         let cannot = |error| Failure::usage(format!("--metrics-file {}: cannot write: {error}", file.display()));
         self.write(&file).map_err(cannot)?;
         let metrics = self.clone();
-        Ok(Task(tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             loop {
                 tokio::time::sleep(FILE_EVERY).await;
                 if let Err(error) = metrics.write(&file) {
                     tracing::warn!(target: "slicemill", "{}: cannot write the counters: {error}", file.display());
                 }
             }
-        })))
+        });
+        Ok(Task(task))
     }
 }
 
 /// A task that ends when this is dropped.
 #[derive(Debug)]
-pub struct Task(tokio::task::JoinHandle<()>);
+pub struct Task(#[allow(dead_code, reason = "held for what dropping it does")] JoinSet<()>);
 
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+async fn connection(metrics: Metrics, stream: TcpStream) {
+    let service = service_fn(move |request| answer(metrics.clone(), request));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that breaks off is its own affair.
+    drop(connection.await);
 }
 
 async fn answer(metrics: Metrics, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::http::Error> {

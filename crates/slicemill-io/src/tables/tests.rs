@@ -1,3 +1,5 @@
+//! Tests of tables.
+
 mod images;
 mod manifests;
 

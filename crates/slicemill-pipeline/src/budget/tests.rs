@@ -1,3 +1,5 @@
+//! Tests of `budget`.
+
 use futures::{FutureExt, future::BoxFuture};
 use proptest::prelude::*;
 
