@@ -275,12 +275,12 @@ mod tests {
 
     #[test]
     fn standard_input_names_any_file() {
-        let locations = Locations::anywhere(Path::new("/work/dir"));
-        assert_eq!(url(&locations, "../x.jpg"), "file:///work/x.jpg");
+        let locations = Locations::anywhere(Path::new("/data/dir"));
+        assert_eq!(url(&locations, "../x.jpg"), "file:///data/x.jpg");
         assert_eq!(url(&locations, "/etc/hosts"), "file:///etc/hosts");
         let bytes = locations.resolve(b"caf\xe9.jpg");
         #[cfg(unix)]
-        assert_eq!(bytes.unwrap().as_str(), "file:///work/dir/caf%E9.jpg");
+        assert_eq!(bytes.unwrap().as_str(), "file:///data/dir/caf%E9.jpg");
     }
 
     #[test]
