@@ -117,6 +117,23 @@ fn rows_that_a_condition_leaves_out_are_skipped_and_counted() {
 }
 
 #[test]
+fn a_mended_row_is_taken_by_the_condition_that_took_it_before() {
+    let listed = Listed::make(9, 95);
+    let out = listed.path("out");
+    let (list, broken) = (listed.path("list.jsonl"), listed.path(&listed.names[0]));
+    let whole = fs::read(&broken).expect("an image");
+    fs::write(&broken, "no image").expect("written");
+    let args =
+        ["caption", text(&list), "-o", text(&out), "--model", "null", "--where", "license = 'cc0' AND width > 1"];
+    expect(3, &args);
+    assert_eq!(count(&out, "SELECT count(*) FROM failed"), 1);
+    fs::write(&broken, whole).expect("written");
+    expect(0, &["retry", text(&out)]);
+    assert_eq!(count(&out, "SELECT count(*) FROM captions WHERE input_license = 'cc0'"), 3);
+    expect(0, &["verify", text(&out)]);
+}
+
+#[test]
 fn samples_and_limits_take_the_same_rows_every_time() {
     let listed = Listed::make(120, 93);
     let keys = |options: &[&str], name: &str| {

@@ -23,6 +23,7 @@ use datafusion::logical_expr::{Expr, ExprSchemable};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use slicemill_io::INPUT_PREFIX;
 use slicemill_pipeline::PlannedView;
 
 use crate::ExecError;
@@ -41,9 +42,6 @@ const PLAN_COLUMNS: [(&str, DataType); 11] = [
     ("slices", DataType::UInt32),
     ("visual_tokens", DataType::UInt32),
 ];
-
-/// What the names of input columns begin with in the output, and may begin with in a condition.
-pub(crate) const INPUT_PREFIX: &str = "input_";
 
 /// A checked condition.
 #[derive(Debug, Clone)]

@@ -111,7 +111,8 @@ impl FrozenJob {
             token_dtype: self.job.dtype.unwrap_or(TokenDtype::F32),
             token_width: self.card.width,
             model_fingerprint: self.job.model_fingerprint.clone(),
-            input: self.columns.only(&self.job.select.keep),
+            // Those that rows are filtered by as well: a failed row is asked the condition again when it is retried.
+            input: self.columns.clone(),
         }
     }
 

@@ -76,7 +76,6 @@ impl RetryBudget {
 
 /// Runs `operation` on the object `name` until it succeeds, fails for good, or the budget is spent. Only errors of
 /// fate `Transient` are tried again; the error that is returned counts the attempts.
-#[allow(dead_code, reason = "for readers that have no counters")]
 pub(crate) async fn with_retries<T, Op, Answer>(budget: &RetryBudget, name: &str, operation: Op) -> Result<T, IoError>
 where
     Op: FnMut() -> Answer,

@@ -108,13 +108,6 @@ impl ColumnTypes {
         &self.columns
     }
 
-    /// Those named, in the order of `names`.
-    #[must_use]
-    pub fn only(&self, names: &[String]) -> Self {
-        let column = |name: &String| Some((name.clone(), self.get(name)?));
-        Self { columns: names.iter().filter_map(column).collect() }
-    }
-
     /// The type of `name`.
     pub fn get(&self, name: &str) -> Option<ColumnType> {
         self.columns.iter().find(|(other, _)| other == name).map(|(_, seen)| *seen)
