@@ -1,7 +1,7 @@
 //! Sources, stores, Parquet schemas and files, and the ledger of slicemill.
 //!
 //! ```text
-//!  paths, URLs ─▶ FolderSource ─▶ InputEntry … ─▶ FrozenInputs   _slicemill/inputs-<generation>.parquet
+//!  paths, URLs ─▶ SourceSet ────▶ InputEntry … ─▶ FrozenInputs   _slicemill/inputs-<generation>.parquet
 //!                                                     │ row ranges
 //!                                                     ▼
 //!                       InputEntry ─▶ ObjectFetch ─▶ bytes ─▶ (annotated elsewhere) ─▶ RowOutcome

@@ -26,7 +26,8 @@
 //!   (removed by [`Ledger::recover`]). Timings are the exception: they differ from run to run, and are not content.
 //!   Until `shard.json` stands their file may be replaced.
 //! - State is O(chunks of unfinished shards + shards). There is no database and no service. On a local output a lock
-//!   keeps a second process out; on other stores the second one's entries are refused.
+//!   keeps a second process out, on other stores a lease; where one does not know that it lost its lease, its
+//!   entries are refused or the same.
 //!
 //! # Retry
 //!
