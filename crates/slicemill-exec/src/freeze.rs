@@ -239,7 +239,8 @@ pub async fn freeze(
     };
     questions.extend(asked.freeze(output, generations.len()).await?);
     let seen = Arc::new(Mutex::new(job_json.columns.clone()));
-    let new = ledger.write_inputs(observed(new, &seen), job.chunk_rows, writer_of(part).as_deref()).await?;
+    let number = u32::try_from(generations.len()).unwrap_or(u32::MAX);
+    let new = ledger.write_inputs(number, observed(new, &seen), job.chunk_rows, writer_of(part).as_deref()).await?;
     source.check().map_err(of_inputs)?;
     let now = taken(&seen);
     if now != job_json.columns {
@@ -267,7 +268,7 @@ async fn freeze_first(
     let questions = asked.freeze(output, 0).await?.into_iter().collect();
     let seen = Arc::new(Mutex::new(frozen.columns.clone()));
     let listing = observed(asked.list(source), &seen);
-    let new = frozen.ledger(output).write_inputs(listing, job.chunk_rows, writer_of(part).as_deref()).await;
+    let new = frozen.ledger(output).write_inputs(0, listing, job.chunk_rows, writer_of(part).as_deref()).await;
     let new = new.map_err(of_inputs)?;
     source.check().map_err(of_inputs)?;
     if new.rows() == 0 {

@@ -24,14 +24,17 @@ impl Ledger {
         chunk_rows: u32,
         shard_chunks: u32,
     ) -> Result<Generation, IoError> {
-        let inputs = self.write_inputs(entries, chunk_rows, None).await?;
+        let number = count(&self.generations().await?);
+        let inputs = self.write_inputs(number, entries, chunk_rows, None).await?;
         self.record_inputs(inputs, shard_chunks).await
     }
 
-    /// The first half of [`freeze`](Self::freeze): writes the inputs of the next generation, which do not stand yet.
+    /// The first half of [`freeze`](Self::freeze): writes the inputs of generation `number`, which do not stand yet. The
+    /// number is that of the generation the caller compared them for: another process may have frozen it by now.
     /// Processes that freeze at the same time name themselves in `writer`, so that none replaces another's list.
     pub async fn write_inputs(
         &self,
+        number: u32,
         entries: BoxStream<'static, Result<InputEntry, IoError>>,
         chunk_rows: u32,
         writer: Option<&str>,
@@ -42,7 +45,6 @@ impl Ledger {
         if let Some(pass) = self.retries().await?.iter().find(|pass| !pass.done) {
             return Err(self.incomplete(&format!("retry pass {}", pass.number)));
         }
-        let number = count(&self.generations().await?);
         let file = self.layout.inputs(number, writer);
         let inputs = FrozenInputs::write(&self.output, &file, entries, chunk_rows).await?;
         Ok(NewInputs { number, file: writer.map(|_| file), inputs, chunk_rows })
