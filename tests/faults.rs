@@ -89,6 +89,8 @@ fn table() -> Vec<Case> {
 struct Scene {
     server: S3Server,
     proxy: Proxy,
+    /// Rows of a chunk; a shard has four.
+    chunk_rows: u64,
 }
 
 impl Scene {
@@ -102,13 +104,14 @@ impl Scene {
         let mut tar = tar::Builder::new(fs::File::create(server.bucket().join("in/more.tar")).expect("a tar"));
         tar.append_dir_all("more", members.path()).expect("members");
         tar.finish().expect("the end of a tar");
-        Self { server, proxy }
+        Self { server, proxy, chunk_rows: 8 }
     }
 
     fn args(&self, out: &str, options: &[&str]) -> Vec<String> {
         let inputs = [self.server.url("in/images/"), self.server.url("in/more.tar")];
         let out = self.server.url(out);
-        let args = ["caption", &inputs[0], &inputs[1], "-o", &out, "--chunk-rows", "8", "--shard-rows", "32"];
+        let rows = [self.chunk_rows, self.chunk_rows * 4].map(|rows| rows.to_string());
+        let args = ["caption", &inputs[0], &inputs[1], "-o", &out, "--chunk-rows", &rows[0], "--shard-rows", &rows[1]];
         args.iter().chain(options).map(|arg| (*arg).to_owned()).collect()
     }
 
@@ -176,7 +179,7 @@ fn every_fault_of_a_store_leaves_the_content_of_a_run_without_faults() {
 /// A store that answers a fifth of all requests with 503 and cuts a twentieth of all bodies.
 #[test]
 fn a_store_that_is_busy_and_cuts_bodies_is_read_and_written_whole() {
-    let scene = Scene::make(long_or(5_000, 160), 0, 62);
+    let scene = Scene { chunk_rows: long_or(64, 8), ..Scene::make(long_or(5_000, 160), 0, 62) };
     let time = |out: &str| {
         let args = scene.args(out, NULL);
         let begun = Instant::now();
@@ -241,6 +244,50 @@ fn runs_into_a_store_that_are_killed_resume_to_the_same_content() {
     run(&killed);
     assert_same_files(&scene.files("clean"), &scene.files("killed"));
     expect_in(&env, 0, &["verify", &scene.server.url("killed")]);
+}
+
+/// Every change that a run makes to the store is a step of the commit protocol. At each the program is killed twice:
+/// before the store has seen the change, and when it is made and not yet answered.
+#[test]
+fn runs_that_are_killed_at_a_step_of_the_commit_resume_to_the_same_content() {
+    const CHANGES: &[&str] = &["PUT", "POST", "DELETE"];
+    const LONG: u64 = 120_000;
+    let scene = Scene { chunk_rows: 4, ..Scene::make(24, 5, 70) };
+    let (env, stride) = (scene.through_proxy(), long_or(1, 9));
+    let run = |args: &[String]| expect_in(&env, 3, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    run(&scene.args("clean", NULL));
+    let clean = scene.files("clean");
+    for fault in [Fault::StallBefore(LONG), Fault::StallHead(LONG)] {
+        let mut steps = 0;
+        for step in (0..).step_by(usize::try_from(stride).expect("small")) {
+            let out = format!("{}-{step}", fault.kind());
+            let args = scene.args(&out, NULL);
+            let count = || scene.proxy.fired().get(fault.kind()).copied().unwrap_or(0);
+            let before = count();
+            scene.proxy.set(Plan::new(19, [Rule::of(fault).on(CHANGES).path("/slicemill/").skip(step).times(1)]));
+            let mut child = start_in(&env, &args.iter().map(String::as_str).collect::<Vec<_>>());
+            let ended = loop {
+                match child.try_wait().expect("the program's state") {
+                    Some(status) => break Some(status),
+                    None if count() > before => break None,
+                    None => sleep(Duration::from_millis(2)),
+                }
+            };
+            if let Some(status) = ended {
+                assert_eq!((status.code(), count()), (Some(3), before), "a run with fewer steps than {step}");
+                break;
+            }
+            child.kill().expect("SIGKILL");
+            child.wait().expect("the program's end");
+            scene.proxy.set(Plan::none());
+            run(&args);
+            assert_same_files(&clean, &scene.files(&out));
+            expect_in(&env, 0, &["verify", &scene.server.url(&out)]);
+            steps += 1;
+        }
+        println!("{}: killed at {steps} steps, one in {stride}", fault.kind());
+        assert!(steps * stride > 40, "{steps} steps");
+    }
 }
 
 /// Where a store has no locks, one of two processes may find that the other has done its work, and stop.

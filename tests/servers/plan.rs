@@ -26,6 +26,8 @@ pub enum Fault {
     StallBody(usize, u64),
     /// No answer for so many milliseconds, then the connection is closed; the server has done what was asked.
     StallHead(u64),
+    /// The same, and the server has not seen the request.
+    StallBefore(u64),
     /// The answer to a range names another range.
     WrongRange,
     /// A range is answered with the whole object.
@@ -52,6 +54,7 @@ impl Fault {
             Self::CutBody(_) => "cut_body",
             Self::StallBody(..) => "stall_body",
             Self::StallHead(_) => "stall_head",
+            Self::StallBefore(_) => "stall_before",
             Self::WrongRange => "wrong_range",
             Self::RangeIgnored => "range_ignored",
             Self::DoneButFailed => "done_but_failed",

@@ -155,6 +155,10 @@ impl Shared {
             return Ok(Next::Nothing { silence: Duration::ZERO, reset: true });
         }
         let body = client.request_body(head).await?;
+        if let Some((_, fault @ Fault::StallBefore(millis))) = chosen {
+            self.count(fault);
+            return Ok(Next::Nothing { silence: Duration::from_millis(millis), reset: false });
+        }
         if let Some((_, fault @ Fault::Status { status, retry_after })) = chosen {
             self.count(fault);
             let (head, body) = refusal(method, status, retry_after);
@@ -404,6 +408,8 @@ mod tests {
             (Fault::Status { status: 507, retry_after: None }, 507, false),
             (Fault::ResetBefore, 0, false),
             (Fault::ResetAfter, 0, true),
+            (Fault::StallBefore(10), 0, false),
+            (Fault::StallHead(10), 0, true),
             (Fault::DoneButFailed, 500, true),
             (Fault::DoneButClosed, 0, true),
         ] {

@@ -182,6 +182,9 @@ pub struct JobFlags {
     /// Input rows per output file
     #[arg(long, value_name = "N")]
     pub shard_rows: Option<u64>,
+    /// Size that output files are to reach, as 512MiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
+    pub shard_bytes: Option<u64>,
 }
 
 /// Flags of text generation.
@@ -234,8 +237,8 @@ pub struct RunFlags {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Host memory for bytes and pixels in flight, as `512M` or `2G`
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<String>,
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
+    pub memory: Option<u64>,
     /// Objects read at the same time
     #[arg(long, value_name = "N")]
     pub fetches: Option<usize>,
@@ -249,8 +252,8 @@ pub struct RunFlags {
     #[arg(long, value_name = "DIR")]
     pub spool: Option<PathBuf>,
     /// Most bytes there at once, as 64G
-    #[arg(long, value_name = "SIZE")]
-    pub spool_bytes: Option<String>,
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
+    pub spool_bytes: Option<u64>,
     /// Serve counters for Prometheus at http://ADDRESS/metrics, as 127.0.0.1:9400
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<std::net::SocketAddr>,

@@ -62,6 +62,7 @@ impl Document {
         self.list("output.columns", &flags.columns);
         self.set("output.chunk_rows", flags.chunk_rows.map(saturate));
         self.set("output.shard_rows", flags.shard_rows.map(saturate));
+        self.set("output.shard_bytes", flags.shard_bytes.map(saturate));
     }
 
     fn generation(&mut self, flags: &GenerationFlags) {

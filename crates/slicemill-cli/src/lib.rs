@@ -16,6 +16,7 @@ mod metrics;
 mod models;
 mod printing;
 mod progress;
+mod size;
 mod telemetry;
 
 use std::ffi::OsString;

@@ -26,10 +26,12 @@ use slicemill_io::{
     ColumnTypes, ContentSpec, FrozenInputs, Generation, InputEntry, InputsChange, IoError, IoErrorKind, Ledger,
     Location, ObjectFetch, OutputStore, RetryBudget, Source, Stores, added_inputs, compare_inputs,
 };
+use slicemill_pipeline::BackendFactory;
 
 use crate::ExecError;
 use crate::condition::{Condition, input_columns_of};
 use crate::job::{Difference, Job, Part, RunOptions, diff};
+use crate::plan_summary::content_bytes_per_input;
 use crate::questions::{FrozenQuestions, QuestionTable, QuestionsDigest, Template, read_questions};
 
 /// Inputs as a source lists them.
@@ -190,7 +192,7 @@ pub struct Frozen {
 /// [`ExecError::Different`] when it is another job or other inputs; errors of inputs, questions and stores.
 pub async fn freeze(
     job: &Job,
-    card: &ModelCard,
+    factory: &Arc<dyn BackendFactory>,
     output: &OutputStore,
     source: &dyn Source,
     options: &RunOptions,
@@ -206,7 +208,7 @@ pub async fn freeze(
     let mut asked = Asked::load(job, source, &options.stores).await?;
     let job_json = match existing {
         Some(existing) => existing,
-        None => return freeze_first(job, card, output, source, &asked, part).await,
+        None => return freeze_first(job, factory, output, source, &asked, options).await,
     };
     let ledger = job_json.ledger(output);
     match part {
@@ -250,7 +252,8 @@ pub async fn freeze(
             job_json.columns, now
         )));
     }
-    generations.push(ledger.record_inputs(new, shard_chunks(job)).await?);
+    let shard_chunks = shard_chunks(job, new.rows(), source, factory, options).await?;
+    generations.push(ledger.record_inputs(new, shard_chunks).await?);
     Ok(Frozen { job: job_json, ledger, generations, questions, unasked: asked.unasked })
 }
 
@@ -258,17 +261,17 @@ pub async fn freeze(
 /// inputs are listed first because the job says what types their columns have.
 async fn freeze_first(
     job: &Job,
-    card: &ModelCard,
+    factory: &Arc<dyn BackendFactory>,
     output: &OutputStore,
     source: &dyn Source,
     asked: &Asked,
-    part: Option<Part>,
+    options: &RunOptions,
 ) -> Result<Frozen, ExecError> {
-    let mut frozen = FrozenJob::new(job, card, ColumnTypes::new(wanted_columns(job)?));
+    let mut frozen = FrozenJob::new(job, factory.card(), ColumnTypes::new(wanted_columns(job)?));
     let questions = asked.freeze(output, 0).await?.into_iter().collect();
     let seen = Arc::new(Mutex::new(frozen.columns.clone()));
     let listing = observed(asked.list(source), &seen);
-    let new = frozen.ledger(output).write_inputs(0, listing, job.chunk_rows, writer_of(part).as_deref()).await;
+    let new = frozen.ledger(output).write_inputs(0, listing, job.chunk_rows, writer_of(options.part).as_deref()).await;
     let new = new.map_err(of_inputs)?;
     source.check().map_err(of_inputs)?;
     if new.rows() == 0 {
@@ -279,9 +282,10 @@ async fn freeze_first(
     if let Some(text) = &job.select.filter {
         Condition::new(text, &frozen.columns.fields())?;
     }
+    let shard_chunks = shard_chunks(job, new.rows(), source, factory, options).await?;
     let ledger = frozen.ledger(output);
     ledger.write_job(frozen.to_json()?).await?;
-    let generations = vec![ledger.record_inputs(new, shard_chunks(job)).await?];
+    let generations = vec![ledger.record_inputs(new, shard_chunks).await?];
     Ok(Frozen { job: frozen, ledger, generations, questions, unasked: asked.unasked })
 }
 
@@ -305,11 +309,20 @@ pub(crate) fn wanted_columns(job: &Job) -> Result<Vec<String>, ExecError> {
     Ok(names)
 }
 
-const fn shard_chunks(job: &Job) -> u32 {
-    match job.shard_rows.checked_div(job.chunk_rows) {
-        Some(chunks) => chunks,
-        None => 1,
-    }
+/// Chunks of a shard of `rows` new inputs. Where that depends on the bytes that a row becomes, the headers of the first
+/// inputs say how many.
+async fn shard_chunks(
+    job: &Job,
+    rows: u64,
+    source: &dyn Source,
+    factory: &Arc<dyn BackendFactory>,
+    options: &RunOptions,
+) -> Result<u32, ExecError> {
+    let row_bytes = match job.shards.asks_for_bytes(rows) {
+        true => content_bytes_per_input(job, source, Arc::clone(factory), options).await?,
+        false => 0.0,
+    };
+    Ok(job.shards.chunks(rows, job.chunk_rows, row_bytes))
 }
 
 /// What names a process among those that freeze at the same time.

@@ -49,7 +49,9 @@ mod tests;
 pub use condition::Condition;
 pub use error::ExecError;
 pub use freeze::{Different, FrozenJob};
-pub use job::{Difference, Job, JobDraft, JobError, JobFile, Part, RunOptions, Selection, SpoolOptions, StandardInput};
+pub use job::{
+    Difference, Job, JobDraft, JobError, JobFile, Part, RunOptions, Selection, ShardSize, SpoolOptions, StandardInput,
+};
 pub use memory::{resident_bytes, resident_bytes_peak};
 pub use plan_summary::{MeasuredRate, PlanSummary, measure_rate, plan_job};
 pub use report::{Report, read_report};

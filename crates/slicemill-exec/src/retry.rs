@@ -102,8 +102,9 @@ async fn retry_locked(
                 )));
             }
             let entries = failed_entries(&output, classes, fetch_of(options, &job.job));
-            let shard_chunks = job.job.shard_rows / job.job.chunk_rows.max(1);
-            ledger.begin_retry(entries, job.job.chunk_rows, shard_chunks).await?
+            // Shards of as many rows as those that the failures come from.
+            let shard_chunks = ledger.generations().await?.iter().map(|generation| generation.shard_chunks).max();
+            ledger.begin_retry(entries, job.job.chunk_rows, shard_chunks.unwrap_or(1)).await?
         }
     };
     let mut summary = RetrySummary {

@@ -129,7 +129,7 @@ pub async fn run_in(
     stop: StopSignal,
     observer: Arc<dyn RunObserver>,
 ) -> Result<RunSummary, ExecError> {
-    let frozen = freeze(job, factory.card(), output, source, options).await?;
+    let frozen = freeze(job, &factory, output, source, options).await?;
     let rows = frozen.generations.iter().map(|generation| generation.rows).sum();
     let mut summary = RunSummary {
         output: output.url().to_owned(),

@@ -82,7 +82,7 @@ pub fn run_options(flags: &RunFlags, share: &ShareFlags, stores: Stores) -> Resu
         batch_views: flags.batch,
         sequences: flags.sequences,
         threads: flags.threads,
-        memory_bytes: flags.memory.as_deref().map(|text| parse_bytes("--memory", text)).transpose()?,
+        memory_bytes: flags.memory,
         fetches: flags.fetches,
         extend: share.extend,
         part: share
@@ -95,10 +95,7 @@ pub fn run_options(flags: &RunFlags, share: &ShareFlags, stores: Stores) -> Resu
         standard_input: None,
         max_failed: flags.max_failed.as_deref().map(parse_failure_limit).transpose()?,
         device_timeout: flags.device_timeout.as_deref().map(parse_time).transpose()?,
-        spool: SpoolOptions {
-            folder: flags.spool.clone(),
-            bytes_max: flags.spool_bytes.as_deref().map(|text| parse_bytes("--spool-bytes", text)).transpose()?,
-        },
+        spool: SpoolOptions { folder: flags.spool.clone(), bytes_max: flags.spool_bytes },
     })
 }
 
@@ -130,25 +127,6 @@ fn parse_time(text: &str) -> Result<Duration, Failure> {
     };
     let number: f64 = number.trim().parse().map_err(|_| wrong())?;
     Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
-}
-
-/// `512M`, `2G`, `1000000`: powers of 1,024.
-fn parse_bytes(flag: &str, text: &str) -> Result<u64, Failure> {
-    let wrong = || Failure::usage(format!("{flag} {text}: give a number of bytes with K, M or G, as 512M"));
-    let (digits, unit) = match text.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
-        Some((at, _)) => text.split_at(at),
-        None => (text, ""),
-    };
-    let shift = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
 }
 
 impl Session<'_> {

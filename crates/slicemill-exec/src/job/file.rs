@@ -76,6 +76,9 @@ pub struct OutputSection {
     /// Input rows of a shard.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shard_rows: Option<u32>,
+    /// Bytes of content at which a shard is full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard_bytes: Option<u64>,
 }
 
 /// `[model]`.

@@ -97,6 +97,7 @@ pub const KEYS: &[Key] = &[
     key("output.columns", "--columns", Kind::ChoiceList(&["+token_ids"]), "further columns of the content"),
     key("output.chunk_rows", "--chunk-rows", count(1, 65_536), "input rows of a chunk, the unit of resume"),
     key("output.shard_rows", "--shard-rows", count(1, 16_777_216), "input rows of a shard, the unit of output files"),
+    key("output.shard_bytes", "--shard-bytes", count(1, i64::MAX), "bytes of content that a shard is to reach"),
     key("model.name", "--model", Kind::Text, "embedded, null, the path of a checkpoint, or org/name on the hub"),
     key(
         "model.windows",

@@ -13,6 +13,7 @@ mod file;
 mod keys;
 mod problem;
 mod resolve;
+mod shards;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub use file::{
 };
 pub use keys::{KEYS, Key, Kind};
 pub use problem::{JobError, Place, Problem};
+pub use shards::ShardSize;
 
 /// Questions of an ask job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,8 +106,8 @@ pub struct Job {
     pub token_ids: bool,
     /// Input rows of a chunk, the unit of resume.
     pub chunk_rows: u32,
-    /// Input rows of a shard, the unit of output files; a multiple of `chunk_rows`.
-    pub shard_rows: u32,
+    /// How large a shard is, the unit of output files.
+    pub shards: ShardSize,
 }
 
 /// Standard input, kept in a file because a list is read more than once.

@@ -4,16 +4,16 @@ use slicemill_core::{GenerationParams, ImageOptions, ModelCard, SlicingPolicy, T
 
 use super::draft::JobDraft;
 use super::problem::{JobError, Problem};
-use super::{Job, QuestionSpec, Selection};
+use super::{Job, QuestionSpec, Selection, ShardSize};
 use crate::questions;
 
 /// Rows of a chunk when the job does not say and its rows are small.
 const CHUNK_ROWS_DEFAULT: u32 = 64;
-/// Chunks of a shard when the job does not say.
+/// Least chunks of a shard when the job does not say.
 const SHARD_CHUNKS_DEFAULT: u32 = 64;
 /// Bytes of visual tokens that a chunk of an encode job holds at most when the job does not say.
 const CHUNK_TOKEN_BYTES: u64 = 64 << 20;
-/// Chunks of a shard of an encode job when the job does not say: at most 1 GiB of visual tokens.
+/// Least chunks of a shard of an encode job when the job does not say: at most 1 GiB of visual tokens.
 const SHARD_TOKEN_CHUNKS: u32 = 16;
 
 impl JobDraft {
@@ -59,7 +59,7 @@ impl Check<'_> {
         let generation = self.generation(task);
         let questions = self.questions(task);
         let rows = policy.as_ref().and_then(|policy| self.rows(task, policy));
-        let (chunk_rows, shard_rows) = rows?;
+        let (chunk_rows, shards) = rows?;
         let image = &self.draft.file.image;
         let default = ImageOptions::default();
         Some(Job {
@@ -84,7 +84,7 @@ impl Check<'_> {
             dtype: (task == TaskKind::Encode).then(|| self.draft.file.encode.dtype.unwrap_or(TokenDtype::F32)),
             token_ids: self.draft.file.output.columns.iter().any(|column| column == "+token_ids"),
             chunk_rows,
-            shard_rows,
+            shards,
         })
     }
 
@@ -295,8 +295,8 @@ impl Check<'_> {
         Some(QuestionSpec { ask: given.ask.clone(), file: given.file.clone(), template })
     }
 
-    /// Rows of a chunk and of a shard. Visual tokens are large, so chunks of encode jobs are as small as they need.
-    fn rows(&mut self, task: TaskKind, policy: &SlicingPolicy) -> Option<(u32, u32)> {
+    /// Rows of a chunk, and the size of a shard. Visual tokens are large, so chunks of encode jobs are as small as they need.
+    fn rows(&mut self, task: TaskKind, policy: &SlicingPolicy) -> Option<(u32, ShardSize)> {
         let output = &self.draft.file.output;
         let chunk_default = match task {
             TaskKind::Encode => {
@@ -305,13 +305,28 @@ impl Check<'_> {
             }
             TaskKind::Caption | TaskKind::Ask => CHUNK_ROWS_DEFAULT,
         };
-        let shard_chunks = if task == TaskKind::Encode { SHARD_TOKEN_CHUNKS } else { SHARD_CHUNKS_DEFAULT };
+        let least_chunks = if task == TaskKind::Encode { SHARD_TOKEN_CHUNKS } else { SHARD_CHUNKS_DEFAULT };
         let chunk_rows = match (output.chunk_rows, output.shard_rows) {
             (Some(chunk_rows), _) => chunk_rows,
             (None, Some(shard_rows)) => divisor_up_to(shard_rows, chunk_default),
             (None, None) => chunk_default,
         };
-        let shard_rows = output.shard_rows.unwrap_or_else(|| chunk_rows.saturating_mul(shard_chunks));
+        let shard_rows = match (output.shard_rows, output.shard_bytes) {
+            (None, None) => {
+                return Some((chunk_rows, ShardSize::Growing { least: chunk_rows.saturating_mul(least_chunks) }));
+            }
+            (None, Some(bytes)) => return Some((chunk_rows, ShardSize::Bytes(bytes))),
+            (Some(rows), None) => rows,
+            (Some(_), Some(_)) => {
+                let (rows, bytes) = (self.draft.spelled("output.shard_rows"), self.draft.spelled("output.shard_bytes"));
+                self.refuse(
+                    "output.shard_bytes",
+                    format!("{rows} and {bytes} both say how large a shard is"),
+                    "keep one of them",
+                );
+                return None;
+            }
+        };
         if !shard_rows.is_multiple_of(chunk_rows) {
             let (shard, chunk) = (self.draft.spelled("output.shard_rows"), self.draft.spelled("output.chunk_rows"));
             self.refuse(
@@ -321,7 +336,7 @@ impl Check<'_> {
             );
             return None;
         }
-        Some((chunk_rows, shard_rows))
+        Some((chunk_rows, ShardSize::Rows(shard_rows)))
     }
 }
 

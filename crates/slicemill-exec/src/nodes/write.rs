@@ -50,13 +50,7 @@ impl WriteExec {
 impl DisplayAs for WriteExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let job = &self.spec.frozen.job;
-        write!(
-            f,
-            "WriteExec: dataset={}, chunk_rows={}, shard_rows={}",
-            job.task.dataset(),
-            job.chunk_rows,
-            job.shard_rows
-        )
+        write!(f, "WriteExec: dataset={}, chunk_rows={}, shards of {}", job.task.dataset(), job.chunk_rows, job.shards)
     }
 }
 

@@ -80,6 +80,8 @@ pub struct PlanSummary {
     pub flops_max: FlopSums,
     /// Bytes of the inputs.
     pub input_bytes: u64,
+    /// Shards; each has a file of content.
+    pub shards: u64,
     /// Bytes of the output, an estimate.
     pub output_bytes_estimate: u64,
     /// How `output_bytes_estimate` is made.
@@ -153,6 +155,39 @@ pub async fn plan_source(
     factory: Arc<dyn BackendFactory>,
     options: &RunOptions,
 ) -> Result<PlanSummary, ExecError> {
+    let mut summary = plan_first(job, source, u64::MAX, factory, options).await?;
+    if summary.inputs == 0 {
+        return Err(ExecError::NoInputs(job.inputs.join(", ")));
+    }
+    let row_bytes = summary.output_bytes_estimate as f64 / summary.inputs as f64;
+    let chunks = job.shards.chunks(summary.inputs, job.chunk_rows, row_bytes);
+    summary.shards = summary.inputs.div_ceil(u64::from(chunks) * u64::from(job.chunk_rows.max(1)));
+    summary.output_bytes_estimate += SHARD_BYTES * summary.shards;
+    Ok(summary)
+}
+
+/// Inputs whose headers say how many bytes of content an input becomes.
+const INPUTS_OF_AN_ESTIMATE: u64 = 256;
+
+/// Bytes of content that an input of `job` becomes, on average, as far as the headers of the first inputs tell.
+pub(crate) async fn content_bytes_per_input(
+    job: &Job,
+    source: &dyn Source,
+    factory: Arc<dyn BackendFactory>,
+    options: &RunOptions,
+) -> Result<f64, ExecError> {
+    let summary = plan_first(job, source, INPUTS_OF_AN_ESTIMATE, factory, options).await?;
+    Ok(summary.output_bytes_estimate as f64 / summary.inputs.max(1) as f64)
+}
+
+/// Plans the first `inputs_max` inputs of `job`, without what shards add.
+async fn plan_first(
+    job: &Job,
+    source: &dyn Source,
+    inputs_max: u64,
+    factory: Arc<dyn BackendFactory>,
+    options: &RunOptions,
+) -> Result<PlanSummary, ExecError> {
     let planner = Arc::new(Planner::new(job, source, factory, options).await?);
     let mut summary = PlanSummary {
         task: job.task.as_str().to_owned(),
@@ -168,10 +203,9 @@ pub async fn plan_source(
     let mut planned = std::pin::pin!(planned.try_buffered(options.fetches.unwrap_or(FETCHES_DEFAULT).max(1)));
     while let Some(row) = planned.try_next().await? {
         planner.add(&mut summary, &row);
-    }
-    summary.output_bytes_estimate += SHARD_BYTES * summary.inputs.div_ceil(u64::from(job.shard_rows.max(1)));
-    if summary.inputs == 0 {
-        return Err(ExecError::NoInputs(job.inputs.join(", ")));
+        if summary.inputs >= inputs_max {
+            break;
+        }
     }
     Ok(summary)
 }

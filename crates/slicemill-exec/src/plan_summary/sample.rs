@@ -12,7 +12,7 @@ use slicemill_io::{InputEntry, IoError, OutputStore, Source};
 use slicemill_pipeline::BackendFactory;
 
 use crate::freeze::question_table;
-use crate::job::{Job, RunOptions};
+use crate::job::{Job, RunOptions, ShardSize};
 use crate::run::run_in;
 use crate::{ExecError, StopSignal};
 
@@ -58,7 +58,7 @@ pub async fn measure_rate(
     let chunks = 2 * options.devices.len().max(1);
     let chunk_rows = u32::try_from(sample.entries.len().div_ceil(chunks)).unwrap_or(u32::MAX);
     let chunk_rows = chunk_rows.clamp(1, job.chunk_rows);
-    let mut job = Job { chunk_rows, shard_rows: chunk_rows, ..job.clone() };
+    let mut job = Job { chunk_rows, shards: ShardSize::Rows(chunk_rows), ..job.clone() };
     restrict_questions(&mut job, summary);
     let output = OutputStore::with_store(Arc::new(InMemory::new()), "memory:///sample");
     let run = run_in(&job, &output, &sample, options, factory, stop, Arc::new(())).await?;

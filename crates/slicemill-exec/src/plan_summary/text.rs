@@ -51,6 +51,8 @@ fn write_all(out: &mut String, summary: &PlanSummary) -> std::fmt::Result {
         ),
     )?;
     line("output", format!("about {} ({})", bytes(summary.output_bytes_estimate), summary.output_bytes_formula))?;
+    let file_bytes = summary.output_bytes_estimate / summary.shards.max(1);
+    line("files", format!("{} of about {} (--shard-bytes, --shard-rows)", count(summary.shards), bytes(file_bytes)))?;
     match &summary.measured {
         Some(rate) => line(
             "time",

@@ -6,7 +6,7 @@ use slicemill_pipeline::fake::FakeOptions;
 
 use super::fake;
 use crate::JobDraft;
-use crate::job::{Job, KEYS, diff};
+use crate::job::{Job, KEYS, ShardSize, diff};
 
 fn resolve(text: &str, sets: &[&str]) -> Result<Job, String> {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
@@ -20,7 +20,7 @@ const ASK: &str = "task = 'ask'\n[input]\npaths = ['photos']\n[output]\npath = '
 
 #[test]
 fn refusals_name_line_and_remedy() {
-    let cases: [(&str, String, &[&str]); 23] = [
+    let cases: [(&str, String, &[&str]); 24] = [
         ("not TOML", "task = caption\n".to_owned(), &[]),
         (
             "unknown keys",
@@ -46,6 +46,7 @@ fn refusals_name_line_and_remedy() {
         ("side", format!("{CAPTION}[slicing]\nside = 30\n"), &[]),
         ("slices", format!("{CAPTION}[slicing]\npolicy = 'fixed-2x2'\nmax_slices = 3\n"), &[]),
         ("rows", CAPTION.replace("path = 'out'", "path = 'out'\nchunk_rows = 10\nshard_rows = 25"), &[]),
+        ("sizes", CAPTION.replace("path = 'out'", "path = 'out'\nshard_bytes = 9000\nshard_rows = 25"), &[]),
         ("context", format!("{CAPTION}[generation]\nmax_new_tokens = 4096\n"), &[]),
         (
             "sets",
@@ -82,13 +83,15 @@ fn flags_are_refused_by_their_own_names() {
 #[test]
 fn defaults_and_overrides() {
     let job = resolve(CAPTION, &[]).unwrap();
-    assert_eq!((job.chunk_rows, job.shard_rows), (64, 4096));
+    assert_eq!((job.chunk_rows, job.shards), (64, ShardSize::Growing { least: 4096 }));
     assert_eq!(job.prompt.as_deref(), Some("Describe."));
     assert_eq!((job.policy.name.as_str(), job.policy.side), ("llava-uhd-raw", 28));
     assert_eq!(job.generation.unwrap().max_new_tokens, 12);
     let job = resolve(CAPTION, &["slicing.policy=whole", "output.shard_rows=100", "input.paths=['a','b']"]).unwrap();
     assert_eq!((job.policy.name.as_str(), job.policy.side, job.policy.max_slices), ("whole", 28, 0));
-    assert_eq!((job.chunk_rows, job.shard_rows), (50, 100));
+    assert_eq!((job.chunk_rows, job.shards), (50, ShardSize::Rows(100)));
+    let job = resolve(CAPTION, &["output.shard_bytes=1000000"]).unwrap();
+    assert_eq!((job.chunk_rows, job.shards), (64, ShardSize::Bytes(1_000_000)));
     assert_eq!(job.inputs, ["a", "b"]);
     let job = resolve(CAPTION, &["generation.temperature=1", "generation.top_p=0.5", "prompt.text=Count."]).unwrap();
     let generation = job.generation.unwrap();

@@ -138,3 +138,33 @@ async fn estimated_output_is_near_the_real_one() {
         assert!(within.contains(&ratio), "{task}: {estimate} estimated, {real} real: {:?}", report.sizes);
     }
 }
+
+/// A size in bytes becomes rows when inputs are frozen, and the files come out near it.
+#[tokio::test]
+async fn files_reach_their_size() {
+    let place = Place::new();
+    for number in 0..600 {
+        place.write(&format!("many/picture-{number:05}.png"), &png(60 + number % 43, 60 + number % 37, number));
+    }
+    let whole = place.job_with("encode", "whole", "output.chunk_rows = 4");
+    let planned = plan_job(&whole, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
+    assert_eq!(planned.shards, 1);
+    let wanted = planned.output_bytes_estimate / 5;
+    let more = format!("output.chunk_rows = 4\noutput.shard_bytes = {wanted}");
+    let job = place.job_with("encode", "files", &more);
+    let planned = plan_job(&job, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
+    run(&job).await.unwrap();
+    let files = place.content("files");
+    let sizes: Vec<usize> =
+        files.iter().filter(|(name, _)| name.starts_with("tokens/")).map(|(_, bytes)| bytes.len()).collect();
+    assert_eq!(sizes.len() as u64, planned.shards, "{sizes:?}");
+    assert!((4..=6).contains(&sizes.len()), "{sizes:?} for {wanted}");
+    for size in &sizes[..sizes.len() - 1] {
+        assert!((0.7..1.4).contains(&(*size as f64 / wanted as f64)), "{sizes:?} for {wanted}");
+    }
+    // The rows of a shard stand: the same command goes on with them, a larger output has the same files first.
+    assert!(run(&job).await.unwrap().already_done);
+    let other = place.job_with("encode", "files", "output.chunk_rows = 4");
+    let refused = run(&other).await.unwrap_err().to_string();
+    assert!(refused.contains("shards.bytes: was"), "{refused}");
+}

@@ -1,8 +1,10 @@
-//! How many requests a store is asked at the same time: additive increase, multiplicative decrease.
+//! How many requests a store is asked at the same time: additive increase, and a decrease in proportion to the share of
+//! requests that the store throttles (as DCTCP does, RFC 8257).
 //!
-//! A store that asks to slow down (503, 429) has its limit halved, once for all requests that were already under way;
-//! every answer that comes in good order adds a little, one more request after a round of them. Which bytes are read
-//! does not depend on it.
+//! Each answer in good order adds `1 / limit`, one more request after a round of them; each request to slow down (503,
+//! 429) takes half a request away. So a store that refuses everything has its limit halved in a round, while one that
+//! refuses the share p of requests, however few there are, is asked about 2 (1 - p) / p at once and not one by one.
+//! Which bytes are read does not depend on it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,6 +18,8 @@ use super::counters::{ConnectionLimit, IoCounters};
 pub(crate) const CONCURRENCY_MAX: u32 = 64;
 /// A request that has waited this long goes out all the same: whoever holds all permits may be waiting for it.
 const WAIT_MAX: Duration = Duration::from_secs(20);
+/// What a throttled request takes from the limit: all of a round together halve it.
+const DECREASE: f64 = 0.5;
 /// The longest that a store's `Retry-After` holds back requests for other objects.
 const HOLD_MAX: Duration = Duration::from_secs(30);
 
@@ -37,8 +41,6 @@ struct State {
     limit: f64,
     lowest: f64,
     in_flight: u32,
-    /// Counts the halvings: a request that began before the last one does not halve again.
-    round: u64,
     /// No request before this.
     hold: Option<Instant>,
 }
@@ -47,7 +49,6 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Permit {
     gate: Arc<Gate>,
-    round: u64,
 }
 
 impl Gate {
@@ -59,7 +60,7 @@ impl Gate {
         let [wait_max, hold_max] = times;
         let (least, most) = (least.clamp(1, most.max(1)), most.max(1));
         let limit = f64::from(most);
-        let state = Mutex::new(State { limit, lowest: limit, in_flight: 0, round: 0, hold: None });
+        let state = Mutex::new(State { limit, lowest: limit, in_flight: 0, hold: None });
         let changed = Notify::new();
         Arc::new(Self { store, least, most, counters, wait_max, hold_max, state, changed })
     }
@@ -77,7 +78,7 @@ impl Gate {
                 if free || (now >= patience && !held) {
                     state.in_flight += 1;
                     self.publish(&state);
-                    return Permit { gate: Arc::clone(self), round: state.round };
+                    return Permit { gate: Arc::clone(self) };
                 }
                 state.hold.filter(|_| held).unwrap_or(patience)
             };
@@ -115,11 +116,8 @@ impl Permit {
     pub(crate) fn throttled(&self, retry_after: Option<Duration>) {
         let gate = &self.gate;
         let mut state = gate.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.round == self.round {
-            state.round += 1;
-            state.limit = (state.limit / 2.0).max(f64::from(gate.least));
-            state.lowest = state.lowest.min(state.limit);
-        }
+        state.limit = (state.limit - DECREASE).max(f64::from(gate.least));
+        state.lowest = state.lowest.min(state.limit);
         if let Some(pause) = retry_after {
             let hold = Instant::now() + pause.min(gate.hold_max);
             state.hold = Some(state.hold.map_or(hold, |old| old.max(hold)));
@@ -167,15 +165,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_limit_is_halved_once_a_round_and_grows_back() {
+    async fn the_limit_is_halved_by_a_round_of_refusals_and_grows_back() {
         let counters = IoCounters::new();
         let gate = Gate::new("x".to_owned(), 2, 16, counters.clone());
-        let permits = futures::future::join_all((0..16).map(|_| gate.enter())).await;
-        permits.iter().for_each(|permit| permit.throttled(None));
-        assert_eq!(limit(&counters).limit, 8);
-        drop(permits);
-        for expected in [4, 2, 2] {
-            gate.enter().await.throttled(None);
+        for (round, expected) in [(16, 8), (8, 4), (4, 2), (2, 2)] {
+            let permits = futures::future::join_all((0..round).map(|_| gate.enter())).await;
+            permits.iter().for_each(|permit| permit.throttled(None));
             assert_eq!(limit(&counters).limit, expected);
         }
         for _ in 0..200 {
@@ -183,6 +178,27 @@ mod tests {
         }
         let now = limit(&counters);
         assert_eq!((now.in_flight, now.limit, now.lowest, now.most), (0, 16, 2, 16));
+    }
+
+    /// 2 (1 - p) / p: 8 at a fifth, 38 at a twentieth.
+    #[tokio::test]
+    async fn a_store_that_refuses_a_share_is_not_asked_one_by_one() {
+        for (every, wanted) in [(5, 8.0), (20, 38.0)] {
+            let counters = IoCounters::new();
+            let gate = Gate::new("x".to_owned(), 1, 64, counters.clone());
+            let mut sum = 0;
+            for request in 1..=20_000 {
+                let permit = gate.enter().await;
+                if request % every == 0 {
+                    permit.throttled(None)
+                } else {
+                    permit.succeeded()
+                }
+                sum += if request > 10_000 { limit(&counters).limit } else { 0 };
+            }
+            let mean = f64::from(sum) / 10_000.0;
+            assert!((mean - wanted).abs() < 0.1 * wanted, "{mean} for one in {every}");
+        }
     }
 
     fn with_short_times(most: u32) -> Arc<Gate> {

@@ -276,15 +276,35 @@ async fn parts_of_an_upload_are_tried_again() {
 /// A key made for this test.
 const KEY_FILE: &str = include_str!("../../../../tests/data/gcs_service_account.json");
 
-/// The claims of a token, when it is signed for the account of the key file. That the signature is right is for Google
-/// to see.
+/// The claims of a token, when the key of the key file has signed it for its account (RS256, RFC 7518).
 fn claims(authorization: &str) -> Option<serde_json::Value> {
-    let mut parts = authorization.strip_prefix("Bearer ")?.split('.');
+    let token = authorization.strip_prefix("Bearer ")?;
+    let (message, _) = token.rsplit_once('.')?;
+    let mut parts = token.split('.');
     let [head, claims, signature] = [parts.next()?, parts.next()?, parts.next()?].map(base64);
     let head: serde_json::Value = serde_json::from_slice(&head).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
-    let signed = signature.len() == 256 && head["alg"] == "RS256" && head["kid"] == "test";
-    (signed && claims["iss"] == "test@test.iam.gserviceaccount.com").then_some(claims)
+    let signed = public_key().verify(message.as_bytes(), &signature).is_ok();
+    (signed && head["alg"] == "RS256" && head["kid"] == "test" && claims["iss"] == "test@test.iam.gserviceaccount.com")
+        .then_some(claims)
+}
+
+/// The public half of the key file's key.
+fn public_key() -> ring::signature::UnparsedPublicKey<Vec<u8>> {
+    let file: serde_json::Value = serde_json::from_str(KEY_FILE).unwrap();
+    let pem = file["private_key"].as_str().unwrap().lines().filter(|line| !line.starts_with('-')).collect::<String>();
+    let der = base64(pem.trim_end_matches('=').replace('+', "-").replace('/', "_").as_str());
+    let pair = ring::signature::RsaKeyPair::from_pkcs8(&der).unwrap();
+    let public = ring::signature::KeyPair::public_key(&pair).as_ref().to_vec();
+    ring::signature::UnparsedPublicKey::new(&ring::signature::RSA_PKCS1_2048_8192_SHA256, public)
+}
+
+#[test]
+fn a_token_of_another_signature_is_none() {
+    // {"alg":"RS256","kid":"test"} and {"iss":"test@test.iam.gserviceaccount.com"}, and no signature of theirs.
+    let (head, body) =
+        ("eyJhbGciOiJSUzI1NiIsImtpZCI6InRlc3QifQ", "eyJpc3MiOiJ0ZXN0QHRlc3QuaWFtLmdzZXJ2aWNlYWNjb3VudC5jb20ifQ");
+    assert_eq!(claims(&format!("Bearer {head}.{body}.{}", "A".repeat(342))), None);
 }
 
 /// Base64 for URLs, without padding.
