@@ -98,3 +98,41 @@ fn a_report_says_where_the_time_went_and_what_failed() {
     assert!(run["progress"]["prepare_busy"].as_f64().is_some_and(|busy| busy > 0.0), "{run}");
     assert!(run["resident_bytes_peak"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{run}");
 }
+
+/// Trainers of image models read a text file beside each image.
+#[test]
+fn captions_become_text_files_beside_their_images() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (images, out) = (folder.path().join("images"), folder.path().join("out"));
+    fs::create_dir_all(images.join("a b")).expect("folder");
+    for (name, example) in [("a b/50%.jpg", 1), ("two.png", 2), ("two.jpg", 3)] {
+        let example = crate::program::root().join(format!("examples/images/scene-{example:02}.jpg"));
+        fs::copy(example, images.join(name)).expect("copied");
+    }
+    expect(0, &["caption", text(&images), "-o", text(&out), "--max-new-tokens", "8"]);
+    fs::write(images.join("two.txt"), "written by a person").expect("written");
+    let sidecars = |more: &[&str], code| {
+        let args = [&["sidecars", text(&out), text(&images), "--format", "json"], more].concat();
+        serde_json::from_str::<Value>(&expect(code, &args)).expect("JSON")
+    };
+    let first = sidecars(&[], 3);
+    assert_eq!(
+        (&first["written"], &first["kept"], &first["kept_examples"][0]),
+        (&1.into(), &2.into(), &"two.jpg".into())
+    );
+    let caption = |key: &str| {
+        let query = format!("SELECT text FROM captions WHERE key = '{key}'");
+        crate::program::sql(&out, &query)[0]["text"].as_str().expect("a caption").to_owned()
+    };
+    let written = |name: &str| fs::read_to_string(images.join(name)).expect("a text");
+    assert_eq!(written("a b/50%.txt"), caption("a b/50%.jpg"));
+    assert_eq!(written("two.txt"), "written by a person");
+    // One of two images of one name is written over the person's text, and says that the other has no file.
+    let second = sidecars(&["--replace"], 3);
+    assert_eq!((&second["written"], &second["same"], &second["kept"]), (&1.into(), &1.into(), &1.into()));
+    assert_eq!(written("two.txt"), caption("two.jpg"));
+    sidecars(&["--suffix", ".caption", "--replace"], 3);
+    assert!(images.join("a b/50%.caption").is_file());
+    let said = complaint(1, &["sidecars", text(&images), text(&images)]);
+    assert!(said.contains("holds no job"), "{said}");
+}

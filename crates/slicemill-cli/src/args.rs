@@ -93,6 +93,8 @@ pub enum Verb {
     Report(ReportArgs),
     /// Query an output with SQL; tables: captions, answers, tokens, failed, skipped, timings
     Sql(SqlArgs),
+    /// Write captions as text files beside their images
+    Sidecars(SidecarArgs),
     /// Print the versioned schemas of the output files
     Schema(SchemaArgs),
     /// Write exactly what the model will see of images, before normalisation
@@ -472,6 +474,24 @@ pub struct SqlArgs {
     pub out: String,
     /// The query
     pub query: String,
+    /// Form of the result
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// `sidecars`
+#[derive(Debug, Args)]
+pub struct SidecarArgs {
+    /// Folder of the output, a path or URL
+    pub out: String,
+    /// Folder that keys of rows are paths in, such as the one that was captioned
+    pub folder: PathBuf,
+    /// What stands in place of the images' endings
+    #[arg(long, value_name = "TEXT", default_value = ".txt")]
+    pub suffix: String,
+    /// Write over files that hold another text
+    #[arg(long)]
+    pub replace: bool,
     /// Form of the result
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,

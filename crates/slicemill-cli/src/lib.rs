@@ -71,6 +71,7 @@ fn dispatch(cli: &Cli, bars: &MultiProgress) -> Result<Exit, Failure> {
         Verb::Verify(args) => commands::inspect::verify(args, &cli.output, printer),
         Verb::Report(args) => commands::inspect::report(args, &cli.output, printer),
         Verb::Sql(args) => commands::inspect::sql(args, &cli.output, printer),
+        Verb::Sidecars(args) => commands::inspect::sidecars(args, &cli.output, printer),
         Verb::Schema(args) => commands::inspect::schema(args, printer),
         Verb::Slices(args) => commands::slices::run(args, &printer),
         Verb::Compare(args) => commands::compare::run(args, &cli.output, printer),

@@ -24,6 +24,7 @@ mod bucket;
 mod card;
 mod cost;
 mod error;
+mod loops;
 mod options;
 mod plan;
 mod plan_row;
@@ -37,6 +38,7 @@ pub use bucket::{Batch, BatchItem, BatchLimits, BucketKey, Bucketer, plan_batche
 pub use card::{ModelCard, Normalisation, Schema, TokenRule};
 pub use cost::{ComputeRecipe, DecoderShape, Flops, LmHead, ModelShape, ProjectorShape, VisionShape};
 pub use error::{ErrorClass, Fate, RowError, Stage};
+pub use loops::looped_tokens;
 pub use options::{
     Alpha, GenerationParams, ImageOptions, OrientationRule, TaskKind, TokenDtype, Truncated, WindowRounding,
 };

@@ -55,6 +55,9 @@ pub struct ContentRow {
     pub prompt_cut: u32,
     /// Generated tokens, the stop token not counted.
     pub output_tokens: u32,
+    /// Generated tokens at the end that only repeat those before them, see [`looped_tokens`](crate::looped_tokens).
+    #[serde(default)]
+    pub looped_tokens: u32,
     /// Compute of this row; an image's vision and projector compute stands on its first row only.
     pub flops: Flops,
     /// Number of the question, from 0 (`answers` only).

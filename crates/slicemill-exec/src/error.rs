@@ -59,6 +59,14 @@ pub enum ExecError {
     /// A query is wrong.
     #[error("{0}")]
     Query(String),
+    /// A file outside the output cannot be written.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
     /// DataFusion failed in a way that is not ours.
     #[error("{0}")]
     DataFusion(DataFusionError),

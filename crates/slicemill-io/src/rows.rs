@@ -46,6 +46,7 @@ fn content_array(column: &Column, spec: &ContentSpec, rows: &[ContentRow]) -> Re
         "prompt_tokens" => u32s(each().map(|row| row.prompt_tokens)),
         "prompt_cut" => u32s(each().map(|row| row.prompt_cut)),
         "output_tokens" => u32s(each().map(|row| row.output_tokens)),
+        "looped_tokens" => u32s(each().map(|row| row.looped_tokens)),
         "vision_flops" => u64s(each().map(|row| row.flops.vision)),
         "projector_flops" => u64s(each().map(|row| row.flops.projector)),
         "prefill_flops" => u64s(each().map(|row| row.flops.prefill)),
@@ -257,6 +258,7 @@ pub fn content_rows(batch: &RecordBatch) -> Result<Vec<ContentRow>, IoError> {
                 prompt_tokens: cells.number::<UInt32Type>("prompt_tokens", row)?,
                 prompt_cut: cells.number::<UInt32Type>("prompt_cut", row)?,
                 output_tokens: cells.number::<UInt32Type>("output_tokens", row)?,
+                looped_tokens: cells.number::<UInt32Type>("looped_tokens", row)?,
                 flops: Flops {
                     vision: cells.number::<UInt64Type>("vision_flops", row)?,
                     projector: cells.number::<UInt64Type>("projector_flops", row)?,

@@ -13,7 +13,7 @@ use slicemill_core::{TaskKind, TokenDtype};
 use crate::tables::ColumnTypes;
 
 /// Version of all schemas; goes up when a column is added, removed or changes its meaning.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// A dataset of the output: a folder of Parquet files with one schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -165,7 +165,7 @@ const KEY: Column = column("key", ColumnType::Text, "key of the input, unique in
 const SOURCE: Column = column("source", ColumnType::Text, "URL of the input");
 
 /// What content datasets have in common.
-const IMAGE: [Column; 22] = [
+const IMAGE: [Column; 23] = [
     KEY,
     SOURCE,
     column("sha256", ColumnType::Text, "SHA-256 of the input's bytes, hex"),
@@ -182,6 +182,7 @@ const IMAGE: [Column; 22] = [
     column("prompt_tokens", ColumnType::U32, "prompt tokens: text, separators and visual tokens"),
     column("prompt_cut", ColumnType::U32, "prompt tokens beyond the model's longest prompt, cut off at its end"),
     column("output_tokens", ColumnType::U32, "generated tokens, the stop token not counted"),
+    column("looped_tokens", ColumnType::U32, "generated tokens at the end that only repeat those before them"),
     column("vision_flops", ColumnType::U64, "compute of the vision tower; on an image's first row only"),
     column("projector_flops", ColumnType::U64, "compute of the projector; on an image's first row only"),
     column("prefill_flops", ColumnType::U64, "compute of the language model over the prompt"),

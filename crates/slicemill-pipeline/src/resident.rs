@@ -1,6 +1,6 @@
 //! An image whose visual tokens are on a device, and the rows that come of it.
 
-use slicemill_core::{ContentRow, Flops, RowError, RowOutcome, TaskKind, TimingRow};
+use slicemill_core::{ContentRow, Flops, RowError, RowOutcome, TaskKind, TimingRow, looped_tokens};
 
 use crate::{
     AnnotateSpec, DeviceId, FinishReason, Generated, InputRef, VisualHandle, annotate::Job, batch::ImageFacts,
@@ -94,6 +94,7 @@ impl Resident {
             prompt_tokens,
             prompt_cut: generated.prompt_cut,
             output_tokens: u32::try_from(output_tokens).unwrap_or(u32::MAX),
+            looped_tokens: looped_tokens(&generated.token_ids),
             flops: Flops {
                 prefill: shape.prefill_flops(u64::from(prompt_tokens)),
                 decode: shape.beam_flops(beams, u64::from(prompt_tokens), u64::from(generated.decode_steps)),

@@ -1,9 +1,9 @@
-//! `verify`, `report`, `sql` and `schema`: looking at an output.
+//! `verify`, `report`, `sql`, `sidecars` and `schema`: looking at an output.
 
 use slicemill_core::{TaskKind, TokenDtype};
 use slicemill_io::{ContentSpec, Dataset, schema_text};
 
-use crate::args::{Format, OutArgs, OutputFlags, ReportArgs, SchemaArgs, SqlArgs};
+use crate::args::{Format, OutArgs, OutputFlags, ReportArgs, SchemaArgs, SidecarArgs, SqlArgs};
 use crate::exit::{Exit, Failure};
 use crate::printing::Printer;
 
@@ -46,6 +46,15 @@ pub fn sql(args: &SqlArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit
     };
     printer.line(text.map_err(Failure::failed)?.trim_end())?;
     Ok(Exit::Done)
+}
+
+/// `slicemill sidecars OUT FOLDER`.
+pub fn sidecars(args: &SidecarArgs, flags: &OutputFlags, printer: Printer) -> Result<Exit, Failure> {
+    let stores = stores(flags)?;
+    let written = slicemill_exec::write_sidecars(&args.out, &args.folder, &args.suffix, args.replace, &stores);
+    let summary = runtime()?.block_on(written).map_err(Failure::failed)?;
+    show(&summary.to_text(), &summary, args.format, printer)?;
+    Ok(if summary.complete() { Exit::Done } else { Exit::RowsFailed })
 }
 
 /// `slicemill schema`.

@@ -281,6 +281,7 @@ mod tests {
             prompt_tokens: if encodes { 0 } else { 9 },
             prompt_cut: 0,
             output_tokens: if encodes { 0 } else { 2 },
+            looped_tokens: 0,
             flops: Flops { vision: 1, projector: 2, prefill: 3, decode: 4 },
             question_id: asks.then_some(question),
             question: asks.then(|| "How many?".to_owned()),

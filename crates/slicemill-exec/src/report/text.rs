@@ -137,6 +137,10 @@ fn tokens(out: &mut String, report: &Report) -> std::fmt::Result {
             writeln!(out, "  {:>24} {note}", count(counts.prompts_cut))?;
         }
         writeln!(out, "  output  {:>16}", count(counts.output_tokens))?;
+        if counts.looped > 0 {
+            let note = "outputs end in a loop (column looped_tokens)";
+            writeln!(out, "  {:>24} {note}", count(counts.looped))?;
+        }
     }
     writeln!(out, "\ncompute")?;
     let stages = [

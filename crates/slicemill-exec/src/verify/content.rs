@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use slicemill_core::{ContentRow, Flops, Size, TaskKind};
+use slicemill_core::{ContentRow, Flops, Size, TaskKind, looped_tokens};
 use slicemill_io::{Counts, InputEntry, Success, content_rows};
 
 use crate::ExecError;
@@ -31,6 +31,7 @@ pub(super) struct ContentCheck<'a> {
     pub(super) read: Finding,
     plans: Finding,
     compute: Finding,
+    ids: Finding,
     tokens: Finding,
     questions: Finding,
     /// Sums of the columns.
@@ -48,6 +49,7 @@ impl<'a> ContentCheck<'a> {
             read: Finding::new("all rows can be read"),
             plans: Finding::new("planned tokens are the tokens in the rows"),
             compute: Finding::new("compute in the rows follows from plan and tokens"),
+            ids: Finding::new("output and looped tokens are those of the token ids"),
             tokens: Finding::new("token lists have visual tokens x width values"),
             questions: Finding::new("every question of every image has one answer"),
             sums: Counts::default(),
@@ -107,6 +109,7 @@ impl<'a> ContentCheck<'a> {
         sums.prompt_tokens += u64::from(row.prompt_tokens);
         sums.prompts_cut += u64::from(row.prompt_cut > 0);
         sums.output_tokens += u64::from(row.output_tokens);
+        sums.looped += u64::from(row.looped_tokens > 0);
         sums.flops.add_row(&row.flops);
         let policy = &self.job.job.policy;
         let plan = match policy.plan(Size::new(row.width, row.height)) {
@@ -131,6 +134,12 @@ impl<'a> ContentCheck<'a> {
             prefill: if generates { shape.prefill_flops(prompt) } else { 0 },
             decode: if generates { self.decode_flops(row) } else { 0 },
         };
+        if let Some(ids) = &row.token_ids {
+            let (found, written) = ((ids.len() as u64, looped_tokens(ids)), (row.output_tokens, row.looped_tokens));
+            self.ids.expect(found == (u64::from(written.0), written.1), || {
+                format!("{}: (output tokens, looped tokens) of its ids {found:?}, written {written:?}", row.key)
+            });
+        }
         self.compute
             .expect(expected == row.flops, || format!("{}: expected {expected:?}, written {:?}", row.key, row.flops));
     }
@@ -191,6 +200,9 @@ impl<'a> ContentCheck<'a> {
             self.compute.done(rows.clone()),
             sums.done(evidence),
         ];
+        if self.job.job.token_ids {
+            checks.push(self.ids.done(format!("{} output tokens", counts.output_tokens)));
+        }
         match self.job.job.task {
             TaskKind::Ask => checks.push(self.questions.done(rows)),
             TaskKind::Encode => checks.push(self.tokens.done(format!("{} values", self.values))),
@@ -212,6 +224,7 @@ fn compare(finding: &mut Finding, sums: &Counts, success: &Counts) {
             ("visual_tokens", u128::from(counts.visual_tokens)),
             ("prompt_tokens", u128::from(counts.prompt_tokens)),
             ("prompts_cut", u128::from(counts.prompts_cut)),
+            ("looped", u128::from(counts.looped)),
             ("output_tokens", u128::from(counts.output_tokens)),
             ("vision_flops", counts.flops.vision),
             ("projector_flops", counts.flops.projector),

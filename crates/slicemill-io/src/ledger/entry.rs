@@ -63,6 +63,9 @@ pub struct Counts {
     pub prompts_cut: u64,
     /// Sum of column `output_tokens`.
     pub output_tokens: u64,
+    /// Content rows that end in a loop (column `looped_tokens` above 0).
+    #[serde(default)]
+    pub looped: u64,
     /// Sums of the FLOPs columns.
     pub flops: FlopSums,
     /// Failed rows by class.
@@ -88,6 +91,7 @@ impl Counts {
                     self.prompt_tokens += u64::from(row.prompt_tokens);
                     self.prompts_cut += u64::from(row.prompt_cut > 0);
                     self.output_tokens += u64::from(row.output_tokens);
+                    self.looped += u64::from(row.looped_tokens > 0);
                     self.flops.add_row(&row.flops);
                 }
             }
@@ -111,6 +115,7 @@ impl Counts {
         self.prompt_tokens += other.prompt_tokens;
         self.prompts_cut += other.prompts_cut;
         self.output_tokens += other.output_tokens;
+        self.looped += other.looped;
         self.flops.add(&other.flops);
         for (class, count) in &other.failed_by_class {
             *self.failed_by_class.entry(class.clone()).or_default() += count;

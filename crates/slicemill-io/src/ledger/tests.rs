@@ -61,6 +61,7 @@ fn outcome(input: &InputEntry, pass: u32, run: u32) -> RowOutcome {
         visual_tokens: 24,
         prompt_tokens: 30,
         output_tokens: 5,
+        looped_tokens: 0,
         flops: Flops { vision: u64::MAX, projector: number, prefill: 3, decode: 4 },
         text: Some(format!("{number} circles")),
         finish_reason: "stop".to_owned(),

@@ -33,6 +33,7 @@ fn row(number: u32) -> ContentRow {
         prompt_tokens: 500,
         prompt_cut: number,
         output_tokens: 7,
+        looped_tokens: number / 2,
         flops: Flops { vision: u64::MAX, projector: 1, prefill: 2, decode: 3 },
         question_id: None,
         question: None,
