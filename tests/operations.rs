@@ -105,8 +105,8 @@ fn captions_become_text_files_beside_their_images() {
     let folder = tempfile::tempdir().expect("folder");
     let (images, out) = (folder.path().join("images"), folder.path().join("out"));
     fs::create_dir_all(images.join("a b")).expect("folder");
-    for (name, example) in [("a b/50%.jpg", 1), ("two.png", 2), ("two.jpg", 3)] {
-        let example = crate::program::root().join(format!("examples/images/scene-{example:02}.jpg"));
+    for (name, example) in [("a b/50%.jpg", "04.jpg"), ("two.png", "03.png"), ("two.jpg", "09.jpg")] {
+        let example = crate::program::root().join(format!("examples/images/scene-{example}"));
         fs::copy(example, images.join(name)).expect("copied");
     }
     expect(0, &["caption", text(&images), "-o", text(&out), "--max-new-tokens", "8"]);
