@@ -90,9 +90,9 @@ fn defaults_and_overrides() {
     let job = resolve(CAPTION, &["slicing.policy=whole", "output.shard_rows=100", "input.paths=['a','b']"]).unwrap();
     assert_eq!((job.policy.name.as_str(), job.policy.side, job.policy.max_slices), ("whole", 28, 0));
     assert_eq!((job.chunk_rows, job.shards), (50, ShardSize::Rows(100)));
+    assert_eq!(job.inputs, ["a", "b"]);
     let job = resolve(CAPTION, &["output.shard_bytes=1000000"]).unwrap();
     assert_eq!((job.chunk_rows, job.shards), (64, ShardSize::Bytes(1_000_000)));
-    assert_eq!(job.inputs, ["a", "b"]);
     let job = resolve(CAPTION, &["generation.temperature=1", "generation.top_p=0.5", "prompt.text=Count."]).unwrap();
     let generation = job.generation.unwrap();
     assert_eq!((generation.temperature, generation.top_p), (1.0, Some(0.5)));

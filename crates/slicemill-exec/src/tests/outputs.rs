@@ -146,7 +146,7 @@ async fn files_reach_their_size() {
     for number in 0..600 {
         place.write(&format!("many/picture-{number:05}.png"), &png(60 + number % 43, 60 + number % 37, number));
     }
-    let whole = place.job_with("encode", "whole", "output.chunk_rows = 4");
+    let whole = place.job_with("encode", "whole", "output.chunk_rows = 4\noutput.shard_rows = 4096");
     let planned = plan_job(&whole, fake(FakeOptions::default()), &RunOptions::default()).await.unwrap();
     assert_eq!(planned.shards, 1);
     let wanted = planned.output_bytes_estimate / 5;

@@ -61,7 +61,7 @@ async fn overloaded_servers_are_tried_again_and_asked_less() {
     let snapshot = fetch.stores().counters().snapshot();
     assert_eq!((snapshot.retries, snapshot.requests, snapshot.bytes_read), (3, 4, 400_000));
     let limit = snapshot.connections.values().next().unwrap();
-    assert_eq!((limit.lowest, limit.most, limit.in_flight), (8, 64, 0));
+    assert_eq!((limit.lowest, limit.most, limit.in_flight), (62, 64, 0));
     assert!(server.requests().iter().all(|request| request.target == "/a.jpg?size=big"));
 }
 
