@@ -94,21 +94,26 @@ struct Scene {
 }
 
 impl Scene {
-    /// `count` images, half of them members of a tar, so that there are reads of whole objects and of ranges.
+    /// `count` images, half of them members of tars, so that there are reads of whole objects and of ranges.
     fn make(count: u64, broken_every: u64, seed: u64) -> Self {
         let server = S3Server::start();
         let proxy = Proxy::start(&server.endpoint(), server.root());
         write_folder(&server.bucket().join("in/images"), count / 2, broken_every, seed);
-        let members = tempfile::tempdir().expect("folder");
-        write_folder(members.path(), count - count / 2, broken_every, seed + 1);
-        let mut tar = tar::Builder::new(fs::File::create(server.bucket().join("in/more.tar")).expect("a tar"));
-        tar.append_dir_all("more", members.path()).expect("members");
-        tar.finish().expect("the end of a tar");
+        // The server hashes all of an object whenever a range of it is read: small tars keep that from being the test.
+        let members = (count - count / 2).min(64);
+        for number in 0..(count - count / 2).div_ceil(members) {
+            let folder = tempfile::tempdir().expect("folder");
+            write_folder(folder.path(), members, broken_every, seed + 1 + number);
+            let to = server.bucket().join(format!("in/more-{number:03}.tar"));
+            let mut tar = tar::Builder::new(fs::File::create(to).expect("a tar"));
+            tar.append_dir_all("more", folder.path()).expect("members");
+            tar.finish().expect("the end of a tar");
+        }
         Self { server, proxy, chunk_rows: 8 }
     }
 
     fn args(&self, out: &str, options: &[&str]) -> Vec<String> {
-        let inputs = [self.server.url("in/images/"), self.server.url("in/more.tar")];
+        let inputs = [self.server.url("in/images/"), self.server.url("in/more-*.tar")];
         let out = self.server.url(out);
         let rows = [self.chunk_rows, self.chunk_rows * 4].map(|rows| rows.to_string());
         let args = ["caption", &inputs[0], &inputs[1], "-o", &out, "--chunk-rows", &rows[0], "--shard-rows", &rows[1]];
@@ -253,7 +258,7 @@ fn runs_that_are_killed_at_a_step_of_the_commit_resume_to_the_same_content() {
     const CHANGES: &[&str] = &["PUT", "POST", "DELETE"];
     const LONG: u64 = 120_000;
     let scene = Scene { chunk_rows: 4, ..Scene::make(24, 5, 70) };
-    let (env, stride) = (scene.through_proxy(), long_or(1, 9));
+    let (env, stride) = (scene.through_proxy(), long_or(1, 5));
     let run = |args: &[String]| expect_in(&env, 3, &args.iter().map(String::as_str).collect::<Vec<_>>());
     run(&scene.args("clean", NULL));
     let clean = scene.files("clean");
@@ -286,7 +291,7 @@ fn runs_that_are_killed_at_a_step_of_the_commit_resume_to_the_same_content() {
             steps += 1;
         }
         println!("{}: killed at {steps} steps, one in {stride}", fault.kind());
-        assert!(steps * stride > 40, "{steps} steps");
+        assert!(steps * stride > 30, "{steps} steps");
     }
 }
 
