@@ -110,7 +110,7 @@ impl Footer {
         let chunks = self.groups().iter().filter_map(|group| group.columns().get(leaf));
         for chunk in chunks {
             let compression = chunk.compression();
-            if !matches!(compression, Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_)) {
+            if matches!(compression, Compression::LZO) {
                 let message = format!(
                     "the column '{}' of {shown} is compressed with {compression:?}, which is not supported; write the \
                      file again with zstd or snappy",

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ::parquet::arrow::ArrowWriter;
-use ::parquet::basic::{Compression, ZstdLevel};
+use ::parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use ::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, FixedSizeBinaryArray, Int64Array, LargeBinaryArray, ListArray, StringArray,
@@ -106,10 +106,18 @@ async fn check_images(path: &Path, column: &str) {
 #[tokio::test]
 async fn images_come_back_from_every_layout() {
     let folder = tempfile::tempdir().unwrap();
-    let zstd = Compression::ZSTD(ZstdLevel::try_new(1).unwrap());
+    let codecs = [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::ZSTD(ZstdLevel::try_new(1).unwrap()),
+        Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+    ];
     for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
         for dictionary in [false, true] {
-            for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, zstd] {
+            for compression in codecs {
                 let properties = properties()
                     .set_writer_version(version)
                     .set_dictionary_enabled(dictionary)
