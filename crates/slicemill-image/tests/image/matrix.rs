@@ -18,7 +18,7 @@ const SPARE_BYTES: usize = 64 << 20;
 /// Inflated bytes of the bombs.
 const BOMB_BYTES: usize = 2 << 30;
 
-fn attempt(bytes: &[u8], name: &str, options: &ImageOptions) -> Result<DecodedImage, RowError> {
+pub fn attempt(bytes: &[u8], name: &str, options: &ImageOptions) -> Result<DecodedImage, RowError> {
     let started = Instant::now();
     let (header, peak) = peak_of(|| read_header(bytes, name, options));
     assert!(peak < 1 << 16, "{name}: {peak} bytes for the header");
@@ -30,14 +30,14 @@ fn attempt(bytes: &[u8], name: &str, options: &ImageOptions) -> Result<DecodedIm
     decoded
 }
 
-fn error(bytes: &[u8], name: &str) -> RowError {
+pub fn error(bytes: &[u8], name: &str) -> RowError {
     match attempt(bytes, name, &ImageOptions::default()) {
         Ok(_) => panic!("{name} was decoded"),
         Err(error) => error,
     }
 }
 
-fn pixels(bytes: &[u8], name: &str) -> DecodedImage {
+pub fn pixels(bytes: &[u8], name: &str) -> DecodedImage {
     attempt(bytes, name, &ImageOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 

@@ -20,14 +20,24 @@ pub(super) enum Tables {
 
 impl Tables {
     pub(super) fn read(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<Self, Fault> {
-        Ok(match shape.compression {
+        let tables = match shape.compression {
             Compression::Jpeg => {
                 let tables = directory.values(tag::JPEG_TABLES).map_err(stop)?;
                 Self::Shared(tables.iter().map(|&byte| byte as u8).collect())
             }
             Compression::OldJpeg => Self::Old(old_jpeg::Parts::read(bytes, directory, shape)?),
             _ => Self::None,
-        })
+        };
+        shape.check_repeated(tables.len(), bytes.len())?;
+        Ok(tables)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Shared(tables) => tables.len(),
+            Self::Old(parts) => parts.len(),
+        }
     }
 
     fn stream(&self, data: &[u8], size: Size) -> Vec<u8> {

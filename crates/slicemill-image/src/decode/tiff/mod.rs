@@ -93,10 +93,10 @@ impl Canvas {
 
 /// All strips or tiles, and the largest sample where samples are floating-point numbers.
 fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canvas, f64), Fault> {
-    let mut canvas = Canvas::new(shape.size, shape.kept)?;
-    let mut unpacker = Unpacker::new(shape)?;
-    let tables = jpeg::Tables::read(bytes, directory, shape)?;
     let mut raw = zeroed(shape.row_bytes()?)?;
+    let tables = jpeg::Tables::read(bytes, directory, shape)?;
+    let mut unpacker = Unpacker::new(shape)?;
+    let mut canvas = Canvas::new(shape.size, shape.kept)?;
     for block in shape.blocks() {
         let mut rows = open(bytes, &tables, shape, &block)?;
         if shape.shares_colours() {

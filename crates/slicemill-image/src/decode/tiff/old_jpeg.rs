@@ -141,6 +141,10 @@ impl Parts {
         self.tables.extend(rest.concat());
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.tables.len() + self.frame.len() + self.scan.len()
+    }
+
     /// The stream of a strip or tile of a size.
     pub(super) fn stream(&self, data: &[u8], size: Size) -> Vec<u8> {
         let mut frame = self.frame.clone();

@@ -17,7 +17,7 @@ use crate::window::Stop;
 /// Samples per pixel that make sense: real images have up to a few dozen bands.
 const SAMPLES_MAX: u64 = 64;
 
-/// What tiles may cover beyond four times the image, and a row beyond eight bytes for every pixel of the image.
+/// What tiles may cover beyond four times the image, and what rows may have beyond some bytes for each of its pixels.
 const SPARE: u64 = 16 << 20;
 
 /// What must have as many values as it says.
@@ -253,7 +253,10 @@ impl Shape {
         }
         let (across, down) = self.grid();
         let covered = (across * down).saturating_mul(self.block.pixels());
-        if covered > self.size.pixels() * 4 + SPARE {
+        // A JPEG stream is decoded at once, and takes several times its pixels.
+        let streams = matches!(self.compression, Compression::Jpeg | Compression::OldJpeg);
+        let large = streams && self.block.pixels() > self.size.pixels() * 4 + (1 << 20);
+        if large || covered > self.size.pixels() * 4 + SPARE {
             return Err(Fault::corrupt(format!("tiles of {} for an image of {}", self.block, self.size)).into());
         }
         let count = across * down * if self.planar { self.kept as u64 } else { 1 };
@@ -350,20 +353,31 @@ impl Shape {
         } else {
             (width * self.samples_in_row() as u64 * self.bits as u64).div_ceil(8)
         };
-        self.bounded(bytes)
+        // One-bit samples take more room unpacked.
+        self.bounded(bytes.max(width * self.samples_in_row() as u64), 4)?;
+        Ok(bytes as usize)
     }
 
-    /// Bytes of a whole strip or tile.
+    /// Bytes of a whole strip or tile, for what is unpacked at once.
     pub(super) fn block_bytes(&self) -> Result<usize, Fault> {
-        self.bounded((self.row_bytes()? as u64).saturating_mul(self.block.height.into()))
+        self.bounded((self.row_bytes()? as u64).saturating_mul(self.block.height.into()), 8)
     }
 
-    /// A number of bytes that the size of the image allows.
-    fn bounded(&self, bytes: u64) -> Result<usize, Fault> {
-        if bytes > self.size.pixels().saturating_mul(8).saturating_add(SPARE) {
-            return Err(Fault::unsupported(format!("rows or strips of {bytes} bytes for {}", self.size)));
+    /// A number of bytes, where it is not too large for the pixels of the image.
+    fn bounded(&self, bytes: u64, per_pixel: u64) -> Result<usize, Fault> {
+        if bytes > self.size.pixels().saturating_mul(per_pixel).saturating_add(SPARE) {
+            return Err(Fault::unsupported(format!("rows or strips of {bytes} bytes for an image of {}", self.size)));
         }
         Ok(bytes as usize)
+    }
+
+    /// Tables that go before every strip or tile must not be most of the work.
+    pub(super) fn check_repeated(&self, table_bytes: usize, file_bytes: usize) -> Result<(), Fault> {
+        let total = (table_bytes as u64).saturating_mul(self.places.len() as u64);
+        if total > (file_bytes as u64).saturating_mul(SHARED_MAX).saturating_add(SPARE) {
+            return Err(Fault::corrupt(format!("tables of {table_bytes} bytes for {} strips", self.places.len())));
+        }
+        Ok(())
     }
 
     pub(super) fn shares_colours(&self) -> bool {

@@ -10,6 +10,9 @@ const MAGIC: [u8; 6] = [0xFD, b'7', b'z', b'X', b'Z', 0];
 const DELTA: u64 = 3;
 const LZMA2: u64 = 0x21;
 
+/// The most that a chunk gives, by which there may be more than is wanted.
+const CHUNK_MAX: usize = 1 << 21;
+
 /// At least `wanted` bytes, unless the stream ends before.
 pub(super) fn decode(data: &[u8], wanted: usize) -> Result<Vec<u8>, Fault> {
     if data.len() < 12 || data[..6] != MAGIC {
@@ -18,6 +21,8 @@ pub(super) fn decode(data: &[u8], wanted: usize) -> Result<Vec<u8>, Fault> {
     let check_bytes = [0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64][usize::from(data[7] & 15)];
     let mut input = Input { data, at: 12 };
     let mut out = Vec::new();
+    let room = wanted.saturating_add(CHUNK_MAX);
+    out.try_reserve_exact(room).map_err(|_| Fault::out_of_memory(room))?;
     while out.len() < wanted {
         let start = input.at;
         let header_bytes = (usize::from(input.byte()?) + 1) * 4;
