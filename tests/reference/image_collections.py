@@ -13,7 +13,7 @@ What is compared is the rule that slicemill documents, where that is not Pillow'
 
   - unsigned samples of 12, 16 and 32 bits keep their upper byte, signed ones of 16 and 32 bits too once they are shifted
     so that the lowest is black (Pillow clips all of these at 0 and 255)
-  - floating-point samples are white at 1 where none is above 1, otherwise clipped at 0 and 255 as Pillow does
+  - floating-point samples are white at 1 where most of those above 0 are not above 1, otherwise at 255 (as in Pillow)
   - YCbCr of TIFF without compression is converted as libtiff does that with compression (Pillow does not look at the
     coefficients and ranges of the file then): here it is compressed before Pillow reads it
   - CIELab becomes sRGB within a level of what LittleCMS makes of it when it does not interpolate in a table (Pillow lets
@@ -111,7 +111,8 @@ def upper_byte(image: Image.Image) -> np.ndarray:
     samples = np.asarray(image)
     if image.mode == "F":
         samples = np.nan_to_num(samples.astype(np.float64), nan=0.0)
-        samples = np.round(samples * 255) if samples.max() <= 1 else samples
+        unit = (samples[samples > 0] <= 1).sum() >= (samples > 1).sum()
+        samples = np.round(samples * 255) if unit else samples
         return samples.clip(0, 255).astype(np.uint8)
     tags = image.info["tags"]
     bits = tags.get(258, (16,))[0]

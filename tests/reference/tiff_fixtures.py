@@ -76,7 +76,8 @@ def write_samples() -> None:
     record("kind_uint32.tif", tiff(tags([32], 1), [RNG.integers(0, 1 << 32, (HEIGHT, WIDTH)).astype("<u4").tobytes()]))
     unit = RNG.random((HEIGHT, WIDTH)) * 1.2 - 0.2
     unit[3, 4] = np.nan
-    for name, values in (("unit", unit), ("byte", unit * 300)):
+    bright = np.where(RNG.random(unit.shape) < 0.1, unit * 400, unit)
+    for name, values in (("unit", unit), ("byte", unit * 300), ("bright", bright)):
         for order in "<>":
             end = "le" if order == "<" else "be"
             record(f"kind_float_{name}_{end}.tif",

@@ -16,8 +16,8 @@
 //!
 //! How samples become 8 bits: those of more keep their upper 8, those of fewer are stretched. Signed samples of 16 and
 //! more bits are shifted first, so that the lowest value is black and the highest white; signed samples of 8 bits are
-//! taken for unsigned, as in Pillow. Floating-point samples are white at 1 where none is above 1, as image editors write
-//! them, otherwise at 255, as Pillow reads them.
+//! taken for unsigned, as in Pillow. Floating-point samples are white at 1, as image editors write them, where most of
+//! those above 0 are not above 1; otherwise at 255, as Pillow reads them.
 
 mod colour;
 mod fax;
@@ -56,8 +56,8 @@ pub(super) fn decode(bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
     {
         return Ok(decoded);
     }
-    let (mut canvas, largest) = paint(bytes, &directory, &shape)?;
-    if shape.floating() && largest <= 1.0 {
+    let (mut canvas, (small, large)) = paint(bytes, &directory, &shape)?;
+    if shape.floating() && small >= large {
         shape.white = 1.0;
         canvas = paint(bytes, &directory, &shape)?.0;
     }
@@ -91,8 +91,8 @@ impl Canvas {
     }
 }
 
-/// All strips or tiles, and the largest sample where samples are floating-point numbers.
-fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canvas, f64), Fault> {
+/// All strips or tiles, and how many samples are up to 1 and how many above where they are floating-point numbers.
+fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canvas, (u64, u64)), Fault> {
     let mut raw = zeroed(shape.row_bytes()?)?;
     let tables = jpeg::Tables::read(bytes, directory, shape)?;
     let mut unpacker = Unpacker::new(shape)?;
@@ -105,7 +105,7 @@ fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canv
             paint_block(rows.as_mut(), shape, &block, &mut unpacker, &mut raw, &mut canvas)?;
         }
     }
-    Ok((canvas, unpacker.largest))
+    Ok((canvas, unpacker.seen))
 }
 
 fn open<'a>(bytes: &'a [u8], tables: &jpeg::Tables, shape: &Shape, block: &Block) -> Result<Box<dyn Rows + 'a>, Fault> {

@@ -24,8 +24,8 @@ pub(super) struct Unpacker {
     kind: Kind,
     bits: usize,
     white: f64,
-    /// The largest floating-point sample seen, including what is beyond the edge of the image.
-    pub(super) largest: f64,
+    /// Floating-point samples above 0 and up to 1, and those above 1.
+    pub(super) seen: (u64, u64),
     row: Vec<u8>,
 }
 
@@ -46,7 +46,7 @@ impl Unpacker {
         let samples = shape.block.width as usize * shape.samples_in_row();
         // Rows of shared colours are unpacked elsewhere.
         let row = zeroed(if kind == Kind::Same || shape.shares_colours() { 0 } else { samples })?;
-        Ok(Self { kind, bits, white: shape.white, largest: f64::NEG_INFINITY, row })
+        Ok(Self { kind, bits, white: shape.white, seen: (0, 0), row })
     }
 
     /// The samples of a row.
@@ -81,7 +81,8 @@ impl Unpacker {
             Kind::Float { bytes, little_endian } => {
                 for (sample, raw) in self.row.iter_mut().zip(raw.chunks_exact(bytes)) {
                     let value = float(raw, little_endian);
-                    self.largest = self.largest.max(value);
+                    self.seen.0 += u64::from(value > 0.0 && value <= 1.0);
+                    self.seen.1 += u64::from(value > 1.0);
                     // Casts saturate, and what is not a number is 0.
                     *sample = if self.white == 1.0 { (value * 255.0).round() as u8 } else { value as u8 };
                 }
