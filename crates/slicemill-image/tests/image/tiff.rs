@@ -63,6 +63,20 @@ fn strips_that_are_all_the_same_bytes_do_not_multiply_the_work() {
     }
 }
 
+/// Reversing bits copies a strip, which must not be the rest of the file for every row.
+#[test]
+fn reversed_strips_are_copied_as_far_as_they_go() {
+    let size = Size::new(1, 60_000);
+    let data = vec![1; 4 << 20];
+    let mut tags = gray_tags(size, 1, 0, 1);
+    tags[7].3 = 1;
+    tags.push(Tag(266, 3, 1, 2));
+    let places = vec![600_000u32; size.height as usize];
+    let lengths = vec![u32::MAX; size.height as usize];
+    let image = pixels(&with_values(tags, &data, &[(273, 4, &places), (279, 4, &lengths)]), "reversed.tif").image;
+    assert!(image.as_bytes().iter().all(|&sample| sample == 0x80));
+}
+
 /// Rows of a flat image, which no pixel of it can need.
 #[test]
 fn rows_of_gigabytes_are_refused() {

@@ -102,6 +102,17 @@ impl Colours {
         })
     }
 
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gray { .. } => "gray",
+            Self::Rgb => "RGB",
+            Self::Palette => "a palette",
+            Self::Inks => "inks",
+            Self::YCbCr => "YCbCr",
+            Self::Lab { .. } => "CIELab",
+        }
+    }
+
     const fn samples(self) -> usize {
         match self {
             Self::Gray { .. } | Self::Palette => 1,
@@ -117,6 +128,16 @@ pub(super) enum Format {
     Unsigned,
     Signed,
     Floating,
+}
+
+impl Format {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Unsigned => "unsigned",
+            Self::Signed => "signed",
+            Self::Floating => "floating-point",
+        }
+    }
 }
 
 /// An image as its directory describes it.
@@ -265,21 +286,26 @@ impl Shape {
                 Fault::corrupt(format!("{} strips or tiles, where the image has {count}", offsets.len())).into()
             );
         }
-        // Where the file does not tell how long a strip is, it may go on to the end.
-        let lengths =
-            lengths.into_iter().map(|len| if len == 0 { u64::MAX } else { len }).chain(std::iter::repeat(u64::MAX));
-        let stored = self.compression == Compression::Stream(Codec::Stored);
-        self.places = offsets
-            .into_iter()
-            .zip(lengths)
-            .take(count as usize)
-            .map(|(at, len)| (at, if stored { u64::MAX } else { len.min(file_bytes.saturating_sub(at)) }))
+        let stored = match self.compression {
+            Compression::Stream(Codec::Stored) => {
+                Some((self.row_bytes()? as u64).saturating_mul(self.block.height.into()))
+            }
+            _ => None,
+        };
+        self.places = (0..count as usize)
+            .map(|index| {
+                let at = offsets[index];
+                // Where the file does not tell how long a strip is, it may go on to the next, or to the end.
+                let told = lengths.get(index).copied().filter(|&len| len > 0);
+                let next = offsets.get(index + 1).and_then(|next| next.checked_sub(at)).filter(|&len| len > 0);
+                (at, stored.or(told).or(next).unwrap_or(u64::MAX).min(file_bytes.saturating_sub(at)))
+            })
             .collect();
         self.check_sharing(file_bytes)
     }
 
-    /// Stored samples are read as far as they are needed, whatever is said of their length; others must not be the same
-    /// bytes over and over.
+    /// Stored samples are as long as they have to be, whatever the file says; others must not be the same bytes over and
+    /// over.
     fn check_sharing(&self, file_bytes: u64) -> Result<(), Stop> {
         if self.compression == Compression::Stream(Codec::Stored) {
             return Ok(());
@@ -310,11 +336,8 @@ impl Shape {
         if known {
             return Ok(());
         }
-        let (bits, format, colours) = (self.bits, self.format, self.colours);
-        Err(Fault::unsupported(
-            format!("{format:?} samples of {bits} bits for {colours:?}, so compressed").to_lowercase(),
-        )
-        .into())
+        let (bits, format, colours) = (self.bits, self.format.name(), self.colours.name());
+        Err(Fault::unsupported(format!("{format} samples of {bits} bits for {colours}, or in this compression")).into())
     }
 
     /// Strips or tiles across and down.
