@@ -9,17 +9,21 @@ metadata-extractor.  Every file is counted; none may crash the decoder or keep i
 Pillow decodes a format that slicemill reads, slicemill must: lossless formats to equal pixels, JPEG to within 3 grey
 levels, both with alpha dropped and with alpha on white.  The exit status is 1 when one does not.
 
-What is compared is the rule that slicemill documents, where that is not Pillow's: samples of 16 and 32 bits keep their
-upper byte (Pillow clips those of gray images).
+What is compared is the rule that slicemill documents, where that is not Pillow's or where Pillow has none:
+
+  - unsigned samples of 12, 16 and 32 bits keep their upper byte, signed ones of 16 and 32 bits too once they are shifted
+    so that the lowest is black (Pillow clips all of these at 0 and 255)
+  - floating-point samples are white at 1 where most of those above 0 are not above 1, otherwise at 255 (as in Pillow)
+  - YCbCr of TIFF without compression is converted as libtiff does that with compression (Pillow does not look at the
+    coefficients and ranges of the file then): here it is compressed before Pillow reads it
+  - CIELab becomes sRGB within a level of what LittleCMS makes of it when it does not interpolate in a table (Pillow lets
+    it, which is up to nine levels off)
 
 What Pillow decodes and slicemill does not is listed by its SHA-256 in image_collections.tsv, so that a file that is
 refused anew is noticed.  Its kinds are the classes of the row errors:
 
     corrupt, truncated,   damaged files: libjpeg, Pillow's PNG reader (which does not check the checksums of pixels)
     bad_header            and libtiff warn and go on, with pixels that are wrong or missing; a row fails instead
-    unsupported_variant   TIFF with signed or floating-point samples (Pillow clips them), 12 bits, separate planes,
-                          subsampled YCbCr without JPEG, Group 3 fax, Zstandard, the JPEG of TIFF 5, an extra sample
-                          that is no alpha
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 SECONDS = 20
 FORMATS = {"JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF"}
@@ -45,6 +49,7 @@ ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", "
 # Files that Pillow decodes and slicemill does not, or otherwise: digest, kind, name.
 KNOWN = Path(__file__).with_suffix(".tsv")
 TOLERANCE = {"JPEG": 3, "MPO": 3}
+LAB = 1
 
 
 class Hang(Exception):
@@ -101,12 +106,39 @@ class Ours:
             return "crash", str(error)
 
 
+def upper_byte(image: Image.Image) -> np.ndarray:
+    """Gray samples of more than 8 bits by the rule of slicemill."""
+    samples = np.asarray(image)
+    if image.mode == "F":
+        samples = np.nan_to_num(samples.astype(np.float64), nan=0.0)
+        unit = (samples[samples > 0] <= 1).sum() >= (samples > 1).sum()
+        samples = np.round(samples * 255) if unit else samples
+        return samples.clip(0, 255).astype(np.uint8)
+    tags = image.info["tags"]
+    bits = tags.get(258, (16,))[0]
+    shifted = samples.astype(np.int64) + (1 << bits - 1 if tags.get(339, (1,))[0] == 2 else 0)
+    return (shifted >> bits - 8).astype(np.uint8)
+
+
+def by_libtiff(image: Image.Image) -> Image.Image:
+    """What libtiff makes of YCbCr, which it reads only with compression; coefficients of 0 / 0 are left out."""
+    tags = {tag: image.info["tags"][tag] for tag in (529, 532) if tag in image.info["tags"]}
+    tags = {tag: values for tag, values in tags.items() if np.isfinite(np.array(values, float)).all()}
+    buffer = io.BytesIO()
+    Image.merge("YCbCr", image.split()).save(buffer, "TIFF", compression="tiff_lzw", tiffinfo=tags)
+    return Image.open(buffer)
+
+
 def flattened(image: Image.Image, white: bool) -> np.ndarray:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
-        samples = np.asarray(image)
-        shift = 24 if image.mode == "I" and image.format == "TIFF" else 8
-        gray = (samples.astype(np.int64) >> shift).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=2)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
+        return np.repeat(upper_byte(image)[..., None], 3, axis=2)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.buildTransform(*profiles, "LAB", "RGB", flags=ImageCms.Flags.NOOPTIMIZE).apply(image)
+    if image.mode == "YCbCr" and image.format == "TIFF":
+        image = by_libtiff(image)
     if not white or not image.has_transparency_data:
         return np.asarray(image.convert("RGB"))
     rgba = image.convert("RGBA")
@@ -131,6 +163,7 @@ def pillow(data: bytes) -> tuple[str, object]:
             image.load()
             upright = ImageOps.exif_transpose(image)
             upright.format = kind
+            upright.info["tags"] = dict(image.tag_v2) if kind == "TIFF" else {}
             return kind, upright
     except Exception as error:  # noqa: BLE001 - whatever it says, it refuses the file
         return "error", f"{type(error).__name__}: {error}"
@@ -159,8 +192,9 @@ def compare(path: Path, ours: dict[bool, Ours]) -> tuple[str, str]:
         if expected.shape != result.shape:
             return "differ", f"{kind} {reference.mode}: {expected.shape[1::-1]} in Pillow, {result.shape[1::-1]} here"
         distance = np.abs(expected.astype(np.int16) - result)
-        if distance.max(initial=0) > TOLERANCE.get(kind, 0):
-            share = (distance.max(axis=2) > TOLERANCE.get(kind, 0)).mean()
+        tolerance = LAB if reference.mode == "LAB" else TOLERANCE.get(kind, 0)
+        if distance.max(initial=0) > tolerance:
+            share = (distance.max(axis=2) > tolerance).mean()
             return "differ", (f"{kind} {reference.mode} {reference.size}{' on white' if white else ''}: "
                               f"{distance.max()} levels, {share:.1%} of the pixels")
         details.append(int(distance.max(initial=0)))

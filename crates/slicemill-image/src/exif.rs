@@ -1,6 +1,6 @@
 //! TIFF directories: the header of a TIFF file and, in the same form, EXIF.
 //!
-//! Only whole numbers of the first directory are read, one entry at a time, so that a broken entry elsewhere does not
+//! Only numbers of the first directory are read, one entry at a time, so that a broken entry elsewhere does not
 //! hide the orientation. (Pillow reads EXIF as lazily.)
 
 use crate::Orientation;
@@ -21,6 +21,7 @@ pub(crate) mod tag {
     pub(crate) const ROWS_PER_STRIP: u16 = 278;
     pub(crate) const STRIP_BYTE_COUNTS: u16 = 279;
     pub(crate) const PLANAR_CONFIGURATION: u16 = 284;
+    pub(crate) const T4_OPTIONS: u16 = 292;
     pub(crate) const PREDICTOR: u16 = 317;
     pub(crate) const COLOR_MAP: u16 = 320;
     pub(crate) const TILE_WIDTH: u16 = 322;
@@ -28,17 +29,30 @@ pub(crate) mod tag {
     pub(crate) const TILE_OFFSETS: u16 = 324;
     pub(crate) const TILE_BYTE_COUNTS: u16 = 325;
     pub(crate) const EXTRA_SAMPLES: u16 = 338;
+    pub(crate) const SAMPLE_FORMAT: u16 = 339;
     pub(crate) const JPEG_TABLES: u16 = 347;
+    pub(crate) const JPEG_STREAM: u16 = 513;
+    pub(crate) const JPEG_STREAM_BYTES: u16 = 514;
+    pub(crate) const JPEG_QUANTISATION_TABLES: u16 = 519;
+    pub(crate) const JPEG_DC_TABLES: u16 = 520;
+    pub(crate) const JPEG_AC_TABLES: u16 = 521;
+    pub(crate) const YCBCR_COEFFICIENTS: u16 = 529;
+    pub(crate) const YCBCR_SUBSAMPLING: u16 = 530;
+    pub(crate) const REFERENCE_BLACK_WHITE: u16 = 532;
 }
 
 /// Most entries that are looked at: real directories have a few dozen.
 const ENTRIES_MAX: u64 = 4096;
+
+/// The type of values that are two numbers of 4 bytes, one over the other.
+const RATIONAL: u64 = 5;
 
 /// What a value is called in messages.
 const VALUE: &str = "value of a directory entry";
 
 /// Values of one tag.
 struct Entry {
+    kind: u64,
     value_bytes: u64,
     count: u64,
     /// Where the first stands.
@@ -84,6 +98,11 @@ impl<'a> Directory<'a> {
         Ok(if self.little_endian { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
     }
 
+    /// Finds the entry of a tag whose values are whole numbers.
+    fn find_whole(&self, wanted: u16) -> Result<Option<Entry>, Stop> {
+        Ok(self.find(wanted)?.filter(|entry| entry.kind != RATIONAL))
+    }
+
     /// Finds the entry of a tag.
     fn find(&self, wanted: u16) -> Result<Option<Entry>, Stop> {
         let (entry_bytes, value_at, inline_bytes) = if self.big_tiff { (20, 12, 8) } else { (12, 8, 4) };
@@ -93,30 +112,29 @@ impl<'a> Directory<'a> {
             if self.number(entry, 2, what)? != u64::from(wanted) {
                 continue;
             }
-            let value_bytes = match self.number(entry + 2, 2, what)? {
+            let kind = self.number(entry + 2, 2, what)?;
+            let value_bytes = match kind {
                 1 | 7 => 1,
                 3 => 2,
                 4 => 4,
-                16 => 8,
+                16 | RATIONAL => 8,
                 _ => return Ok(None),
             };
             let count = self.number(entry + 4, value_at - 4, what)?;
             let inline = count.saturating_mul(value_bytes) <= inline_bytes;
             let at = if inline { entry + value_at } else { self.number(entry + value_at, inline_bytes, what)? };
-            return Ok((count > 0).then_some(Entry { value_bytes, count, at }));
+            return Ok((count > 0).then_some(Entry { kind, value_bytes, count, at }));
         }
         Ok(None)
     }
 
-    /// Checks that the values of all baseline tags are inside the file, for decoders that allocate before they look.
-    pub(crate) fn check_lengths(&self) -> Result<(), Stop> {
-        const BASELINE: std::ops::RangeInclusive<u64> = 254..=532;
-        let (entry_bytes, value_at) = if self.big_tiff { (20, 12) } else { (12, 8) };
-        for index in 0..self.entries {
-            let entry = self.first_entry.saturating_add(index * entry_bytes);
-            let count = self.number(entry + 4, value_at - 4, "first directory")?;
-            if count > self.window.total() && BASELINE.contains(&self.number(entry, 2, "first directory")?) {
-                return Err(Fault::corrupt(format!("a directory entry with {count} values")).into());
+    /// Checks that the values of some tags are inside the file, so that a value is not taken from nowhere.
+    pub(crate) fn check_lengths(&self, tags: &[u16]) -> Result<(), Stop> {
+        for &tag in tags {
+            if let Some(entry) = self.find(tag)?
+                && entry.count > self.window.total()
+            {
+                return Err(Fault::corrupt(format!("a directory entry with {} values", entry.count)).into());
             }
         }
         Ok(())
@@ -124,13 +142,13 @@ impl<'a> Directory<'a> {
 
     /// The first value of a whole-number tag, or `None` when the directory does not have it.
     pub(crate) fn get(&self, tag: u16) -> Result<Option<u64>, Stop> {
-        let Some(entry) = self.find(tag)? else { return Ok(None) };
+        let Some(entry) = self.find_whole(tag)? else { return Ok(None) };
         self.number(entry.at, entry.value_bytes, VALUE).map(Some)
     }
 
     /// All values of a whole-number tag; none when the directory does not have it.
     pub(crate) fn values(&self, tag: u16) -> Result<Vec<u64>, Stop> {
-        let Some(entry) = self.find(tag)? else { return Ok(Vec::new()) };
+        let Some(entry) = self.find_whole(tag)? else { return Ok(Vec::new()) };
         // The bytes must be there before anything is allocated for them.
         self.window.bytes(entry.at, entry.count.saturating_mul(entry.value_bytes), VALUE)?;
         (0..entry.count)
@@ -138,9 +156,19 @@ impl<'a> Directory<'a> {
             .collect()
     }
 
-    /// Where the first value of a tag stands.
-    pub(crate) fn position(&self, tag: u16) -> Result<Option<u64>, Stop> {
-        Ok(self.find(tag)?.map(|entry| entry.at))
+    /// `N` fractions (which may divide by zero) or whole numbers, or `None` when the directory does not have as many under this tag.
+    pub(crate) fn fractions<const N: usize>(&self, tag: u16) -> Result<Option<[f32; N]>, Stop> {
+        let Some(entry) = self.find(tag)?.filter(|entry| entry.count == N as u64) else { return Ok(None) };
+        let mut out = [0.0; N];
+        for (out, at) in out.iter_mut().zip((entry.at..).step_by(entry.value_bytes as usize)) {
+            *out = if entry.kind == RATIONAL {
+                let (over, under) = (self.number(at, 4, VALUE)?, self.number(at.saturating_add(4), 4, VALUE)?);
+                (over as f64 / under as f64) as f32
+            } else {
+                self.number(at, entry.value_bytes, VALUE)? as f32
+            };
+        }
+        Ok(Some(out))
     }
 
     /// Whether the least significant byte comes first.

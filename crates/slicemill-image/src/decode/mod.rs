@@ -28,7 +28,9 @@ pub struct DecodedImage {
 /// Decodes an image whose header was read from the same bytes: pixels, then alpha, then orientation.
 ///
 /// Samples of 16 bits lose their lower byte. (Pillow does the same for colours; its conversion of 16-bit gray clips
-/// instead, which turns nearly every such image white.) Colour profiles are not applied.
+/// instead, which turns nearly every such image white.) Signed samples of more than 8 bits are shifted first, so that the
+/// lowest is black; floating-point samples are white at 1 where most of those above 0 are not above 1, otherwise at 255.
+/// Colour profiles are not applied.
 ///
 /// # Errors
 /// `truncated` when the bytes end before the image does, `corrupt`, `unsupported_variant`, `too_many_pixels`,

@@ -33,17 +33,18 @@ pub(crate) enum Alpha {
 }
 
 impl Alpha {
-    /// The first extra sample tells; where nothing tells of a fourth sample of RGB it is straight alpha (as in Pillow).
+    /// The first extra sample tells; where nothing tells of a fourth sample of RGB it is straight alpha (as in Pillow, and
+    /// as with the 999 of an old drawing program).
     pub(crate) fn of(directory: &Directory<'_>) -> Result<Self, Stop> {
         let samples = directory.get(tag::SAMPLES_PER_PIXEL)?.unwrap_or(1);
         let colours = match directory.get(tag::PHOTOMETRIC)? {
-            Some(2 | 6) => 3,
+            Some(2 | 6 | 8 | 9) => 3,
             Some(5) => 4,
             _ => 1,
         };
         Ok(match directory.get(tag::EXTRA_SAMPLES)? {
             Some(1) if samples > colours => Self::Premultiplied,
-            Some(2) if samples > colours => Self::Straight,
+            Some(2 | 999) if samples > colours => Self::Straight,
             None if samples == 4 && colours == 3 => Self::Straight,
             _ => Self::None,
         })

@@ -16,6 +16,10 @@ pub(crate) enum ColourSpace {
     Cmyk,
     /// Three inks stored as brightness and colour differences, and black.
     Ycck,
+    /// Four inks that are not inverted (255 is full), as in TIFF.
+    Inks,
+    /// Three components that are handed on as they are, smaller ones by repeating their samples.
+    Stored,
 }
 
 impl ColourSpace {
@@ -39,8 +43,8 @@ impl ColourSpace {
     pub(super) const fn components(self) -> usize {
         match self {
             Self::Gray => 1,
-            Self::YCbCr | Self::Rgb => 3,
-            Self::Cmyk | Self::Ycck => 4,
+            Self::YCbCr | Self::Rgb | Self::Stored => 3,
+            Self::Cmyk | Self::Ycck | Self::Inks => 4,
         }
     }
 
@@ -52,7 +56,7 @@ impl ColourSpace {
         match self {
             Self::Gray => pixels.iter_mut().zip(a).for_each(|(pixel, &gray)| *pixel = [gray; 3]),
             Self::YCbCr => ycbcr(a, b, c, pixels),
-            Self::Rgb => {
+            Self::Rgb | Self::Stored => {
                 for (((pixel, &r), &g), &b) in pixels.iter_mut().zip(a).zip(b).zip(c) {
                     *pixel = [r, g, b];
                 }
@@ -62,6 +66,11 @@ impl ColourSpace {
                     *pixel = [c, m, y];
                 }
                 ink(pixels, d);
+            }
+            Self::Inks => {
+                for ((((pixel, &c), &m), &y), &k) in pixels.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    *pixel = ink_to_rgb([c, m, y, k].map(|ink| 255 - ink));
+                }
             }
             Self::Ycck => {
                 ycbcr(a, b, c, pixels);

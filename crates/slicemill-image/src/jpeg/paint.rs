@@ -64,7 +64,10 @@ impl Painter {
                 stride,
                 width: component.width,
                 height: component.height,
-                upsampling: Upsampling::new(h, v, component.width),
+                upsampling: match colour {
+                    ColourSpace::Stored => Upsampling::repeating(h, v),
+                    _ => Upsampling::new(h, v, component.width),
+                },
                 samples: zeroed(KEPT * band * stride)?,
                 row: zeroed(component.width * h)?,
                 sums: zeroed(component.width)?,

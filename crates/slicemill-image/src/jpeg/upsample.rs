@@ -33,6 +33,11 @@ impl Upsampling {
         }
     }
 
+    /// Without filters.
+    pub(super) const fn repeating(h: usize, v: usize) -> Self {
+        if h == 1 && v == 1 { Self::None } else { Self::Repeat { h, v } }
+    }
+
     /// For row `y` of the image, the rows of a component of `height` rows that it comes from: the nearest, and the next
     /// on the other side of `y` (which is the nearest itself at the edges).
     pub(super) fn rows(self, y: usize, height: usize) -> (usize, usize) {

@@ -41,6 +41,9 @@ fn spare_bytes(name: &str, bytes: &[u8]) -> usize {
         name if name.ends_with(".bmp") => 3,
         // The last tile reaches over the lower right corner.
         "tiles.tif" => 66,
+        "kind_planes_tiles.tif" => 32,
+        // The last plane means nothing.
+        "kind_planes_extra.tif" => 292,
         // Compressed strips may end with codes that say nothing.
         name if name.ends_with(".tif") => 8,
         name if name.ends_with(".webp") => 1,

@@ -7,9 +7,12 @@ use slicemill_image::{HeaderRead, decode, read_header, read_header_partial, snif
 use crate::{images, sha256};
 
 fn entries() -> Vec<Value> {
-    let text = std::fs::read_to_string(images().join("images.json")).unwrap();
-    let document: Value = serde_json::from_str(&text).unwrap();
-    document["images"].as_array().unwrap().clone()
+    let read = |list: &str| {
+        let text = std::fs::read_to_string(images().join(list)).unwrap();
+        let document: Value = serde_json::from_str(&text).unwrap();
+        document["images"].as_array().unwrap().clone()
+    };
+    [read("images.json"), read("tiff.json")].concat()
 }
 
 fn size(value: &Value) -> Size {

@@ -16,6 +16,7 @@ mod golden;
 mod matrix;
 mod memory;
 mod resize;
+mod tiff;
 mod truncated;
 mod views;
 
