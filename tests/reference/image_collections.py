@@ -106,6 +106,8 @@ def flattened(image: Image.Image, white: bool) -> np.ndarray:
         samples = np.asarray(image)
         shift = 24 if image.mode == "I" and image.format == "TIFF" else 8
         gray = (samples.astype(np.int64) >> shift).astype(np.uint8)
+        if white and image.format == "PNG" and "transparency" in image.info:
+            gray[samples == image.info["transparency"]] = 255
         return np.repeat(gray[..., None], 3, axis=2)
     if not white or not image.has_transparency_data:
         return np.asarray(image.convert("RGB"))
