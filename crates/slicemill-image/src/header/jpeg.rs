@@ -63,16 +63,15 @@ fn application(window: Window<'_>, at: u64, len: u64, metadata: &mut Metadata) -
     Ok(())
 }
 
-/// The size in a frame header, for the processes that can be decoded: Huffman coding, 8 bits, 1, 3 or 4 components.
+/// The size in a frame header, for the processes that can be decoded: 8 bits, 1, 3 or 4 components.
 fn frame_size(code: u8, frame: &[u8]) -> Result<Size, Fault> {
     let &[precision, h1, h0, w1, w0, components, ..] = frame else {
         return Err(Fault::bad_header("the frame header is too short"));
     };
     match code {
-        0xC0..=0xC2 => {}
-        0xC3 | 0xC7 | 0xCB | 0xCF => return Err(Fault::unsupported("lossless JPEG")),
-        0xC5 | 0xC6 | 0xCD | 0xCE => return Err(Fault::unsupported("hierarchical JPEG")),
-        _ => return Err(Fault::unsupported("arithmetic coding")),
+        0xC0..=0xC3 | 0xC9 | 0xCA => {}
+        0xCB => return Err(Fault::unsupported("lossless JPEG with arithmetic coding")),
+        _ => return Err(Fault::unsupported("hierarchical JPEG")),
     }
     if precision != 8 {
         return Err(Fault::unsupported(format!("{precision} bits per sample")));
