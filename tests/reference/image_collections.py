@@ -12,11 +12,12 @@ levels, both with alpha dropped and with alpha on white.  The exit status is 1 w
 What is compared is the rule that slicemill documents, where that is not Pillow's: samples of 16 and 32 bits keep their
 upper byte (Pillow clips those of gray images).
 
-What Pillow decodes and slicemill does not is listed by its SHA-256 in image_collections.tsv, so that a file that is
-refused anew is noticed.  Its kinds are the classes of the row errors:
+What Pillow decodes and slicemill does not is listed by its SHA-256 in image_collections.tsv, with what is wrong with the
+file, so that a file that is refused anew is noticed.  They are of these kinds:
 
-    corrupt, truncated,   damaged files: libjpeg, Pillow's PNG reader (which does not check the checksums of pixels)
-    bad_header            and libtiff warn and go on, with pixels that are wrong or missing; a row fails instead
+    damaged files         libjpeg, Pillow's PNG reader (which looks at no checksum of the pixels) and libtiff warn and go
+                          on, with pixels that are wrong or missing; a row fails instead, as corrupt or truncated.  A
+                          wrong checksum of a PNG chunk alone is no damage: the zlib stream inside has its own.
     unsupported_variant   TIFF with signed or floating-point samples (Pillow clips them), 12 bits, separate planes,
                           subsampled YCbCr without JPEG, Group 3 fax, Zstandard, the JPEG of TIFF 5, an extra sample
                           that is no alpha
