@@ -10,8 +10,14 @@ use super::Fields;
 use crate::decode::{Decoded, Layout};
 use crate::fault::{Fault, zeroed};
 
+/// Most colours that a header may list; 256 of them count.
+const COLOURS_MAX: usize = 1 << 16;
+
 /// Decodes the pixels behind a palette.
 pub(super) fn decode(fields: &Fields, bytes: &[u8], stored: Size) -> Result<Decoded, Fault> {
+    if fields.colours > COLOURS_MAX {
+        return Err(Fault::corrupt(format!("a palette of {} colours", fields.colours)));
+    }
     let (width, height) = (stored.width as usize, stored.height as usize);
     let data = bytes.get(fields.data_at..).ok_or_else(|| Fault::truncated("the file ends before its pixels"))?;
     let indices = match fields.compression {
