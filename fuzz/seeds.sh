@@ -11,7 +11,7 @@ seed() { # TARGET FILE...
     done
     return 0
 }
-mapfile -t images < <(find tests/data/images -type f ! -name '*.csv' ! -name '*.json')
+mapfile -t images < <(find tests/data/images tests/data/rare -type f ! -name '*.csv' ! -name '*.json')
 seed header "${images[@]}"
 seed decode "${images[@]}"
 mapfile -t exif < <(find tests/data/images -name 'exif*' -o -name 'orientation*')

@@ -19,11 +19,14 @@ What is compared is the rule that slicemill documents, where that is not Pillow'
   - CIELab becomes sRGB within a level of what LittleCMS makes of it when it does not interpolate in a table (Pillow lets
     it, which is up to nine levels off)
 
-What Pillow decodes and slicemill does not is listed by its SHA-256 in image_collections.tsv, so that a file that is
-refused anew is noticed.  Its kinds are the classes of the row errors:
+What Pillow decodes and slicemill does not is listed by its SHA-256 in image_collections.tsv, with what is wrong with the
+file, so that a file that is refused anew is noticed.  They are of these kinds:
 
-    corrupt, truncated,   damaged files: libjpeg, Pillow's PNG reader (which does not check the checksums of pixels)
-    bad_header            and libtiff warn and go on, with pixels that are wrong or missing; a row fails instead
+    damaged files         libjpeg, Pillow's PNG reader (which looks at no checksum of the pixels) and libtiff warn and go
+                          on, with pixels that are wrong or missing; a row fails instead, as corrupt or truncated.  A
+                          wrong checksum of a PNG chunk alone is no damage: the zlib stream inside has its own.
+    what Pillow gets      an alpha or 16 bits in separate planes of TIFF, a transparent gray of 4 bits in PNG
+    wrong
 """
 
 from __future__ import annotations
@@ -131,7 +134,10 @@ def by_libtiff(image: Image.Image) -> Image.Image:
 
 def flattened(image: Image.Image, white: bool) -> np.ndarray:
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
-        return np.repeat(upper_byte(image)[..., None], 3, axis=2)
+        gray = upper_byte(image)
+        if white and image.format == "PNG" and "transparency" in image.info:
+            gray[np.asarray(image) == image.info["transparency"]] = 255
+        return np.repeat(gray[..., None], 3, axis=2)
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode == "LAB":

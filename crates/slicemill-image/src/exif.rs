@@ -183,12 +183,13 @@ impl<'a> Directory<'a> {
     }
 }
 
-/// The orientation in an EXIF block, with or without the leading `Exif\0\0`. EXIF that cannot be read is no fault of
-/// the image, which is then upright.
-pub(crate) fn orientation(block: &[u8]) -> Orientation {
+/// The orientation in an EXIF block, with or without the leading `Exif\0\0`. `None` when it tells none; EXIF that cannot
+/// be read is no fault of the image.
+pub(crate) fn orientation(block: &[u8]) -> Option<Orientation> {
     let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
-    let window = Window::new(block, block.len() as u64);
-    Directory::open(window).and_then(|directory| directory.orientation()).unwrap_or_default()
+    let directory = Directory::open(Window::new(block, block.len() as u64)).ok()?;
+    let number = directory.get(tag::ORIENTATION).ok()??;
+    Some(u32::try_from(number).ok().and_then(Orientation::from_exif).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -220,23 +221,23 @@ mod tests {
         for little_endian in [true, false] {
             for number in 1..=8 {
                 let plain = block(little_endian, 3, number);
-                assert_eq!(u32::from(orientation(&plain).exif()), number);
+                assert_eq!(u32::from(orientation(&plain).unwrap().exif()), number);
                 let prefixed = [b"Exif\0\0".as_slice(), &plain].concat();
-                assert_eq!(u32::from(orientation(&prefixed).exif()), number);
-                assert_eq!(u32::from(orientation(&block(little_endian, 4, number)).exif()), number);
+                assert_eq!(u32::from(orientation(&prefixed).unwrap().exif()), number);
+                assert_eq!(u32::from(orientation(&block(little_endian, 4, number)).unwrap().exif()), number);
             }
         }
     }
 
     #[test]
-    fn unreadable_exif_means_upright() {
+    fn unreadable_exif_tells_nothing() {
         let good = block(true, 3, 6);
-        assert_eq!(orientation(&block(true, 3, 0)), Orientation::Upright);
-        assert_eq!(orientation(&block(true, 3, 9)), Orientation::Upright);
-        assert_eq!(orientation(&block(true, 5, 6)), Orientation::Upright);
-        assert_eq!(orientation(b""), Orientation::Upright);
+        assert_eq!(orientation(&block(true, 3, 0)), Some(Orientation::Upright));
+        assert_eq!(orientation(&block(true, 3, 9)), Some(Orientation::Upright));
+        assert_eq!(orientation(&block(true, 5, 6)), None);
+        assert_eq!(orientation(b""), None);
         for len in 0..good.len() - 4 {
-            assert_eq!(orientation(&good[..len]), Orientation::Upright, "{len}");
+            assert_eq!(orientation(&good[..len]), None, "{len}");
         }
     }
 }

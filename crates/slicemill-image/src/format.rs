@@ -3,7 +3,7 @@
 /// A format that can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ImageFormat {
-    /// JPEG: baseline, extended and progressive Huffman coding with 8 bits per sample.
+    /// JPEG: baseline, extended and progressive, Huffman or arithmetic coding, and lossless, with 8 bits per sample.
     Jpeg,
     /// PNG, and APNG, of which the default image is read.
     Png,

@@ -32,6 +32,7 @@ mod prepare;
 mod resize;
 mod slices;
 mod window;
+mod xmp;
 
 pub use decode::{DecodedImage, decode};
 pub use format::{IMAGE_EXTENSIONS, ImageFormat, has_image_extension, sniff, sniff_unsupported};

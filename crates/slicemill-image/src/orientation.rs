@@ -1,4 +1,4 @@
-//! EXIF orientation.
+//! Orientation, by the numbers of EXIF.
 
 use slicemill_core::Size;
 

@@ -3,14 +3,15 @@
 use slicemill_core::Size;
 
 use super::Header;
+use super::metadata::Metadata;
+use crate::ImageFormat;
 use crate::fault::Fault;
 use crate::window::{Stop, Window};
-use crate::{ImageFormat, Orientation, exif};
 
-/// Walks the markers. EXIF stands in an APP1 segment before the frame header.
+/// Walks the markers. EXIF and XMP stand in APP1 segments before the image data.
 pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     let mut at = 2;
-    let mut orientation = None;
+    let mut metadata = Metadata::default();
     let mut stored = None;
     loop {
         let [mark, code] = window.array(at, "markers before the image data")?;
@@ -36,34 +37,41 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
             0xC0..=0xCF if !matches!(code, 0xC4 | 0xC8 | 0xCC) => {
                 stored = Some(frame_size(code, window.bytes(at + 4, len - 2, "frame header")?)?);
             }
-            0xE1 if orientation.is_none() => orientation = exif_orientation(window, at + 4, len - 2)?,
+            0xE1 => application(window, at + 4, len - 2, &mut metadata)?,
             0xDA => break,
             _ => {}
         }
         at += 2 + len;
     }
     let stored = stored.ok_or_else(|| Fault::bad_header("image data without a frame header"))?;
-    Ok(Header { format: ImageFormat::Jpeg, stored, orientation: orientation.unwrap_or_default(), has_alpha: false })
+    Ok(Header { format: ImageFormat::Jpeg, stored, orientation: metadata.orientation(), has_alpha: false })
 }
 
-fn exif_orientation(window: Window<'_>, at: u64, len: u64) -> Result<Option<Orientation>, Stop> {
-    const PREFIX: &[u8] = b"Exif\0\0";
-    if len < PREFIX.len() as u64 || window.bytes(at, PREFIX.len() as u64, "EXIF segment")? != PREFIX {
-        return Ok(None);
+/// Takes in an APP1 segment.
+fn application(window: Window<'_>, at: u64, len: u64, metadata: &mut Metadata) -> Result<(), Stop> {
+    const EXIF: &[u8] = b"Exif\0\0";
+    const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
+    let begins = |name: &[u8]| {
+        let what = "EXIF or XMP segment";
+        Ok::<_, Stop>(len >= name.len() as u64 && window.bytes(at, name.len() as u64, what)? == name)
+    };
+    if begins(EXIF)? {
+        metadata.exif(window.bytes(at, len, "EXIF segment")?);
+    } else if begins(XMP)? {
+        metadata.xmp(window.bytes(at, len, "XMP segment")?);
     }
-    Ok(Some(exif::orientation(window.bytes(at, len, "EXIF segment")?)))
+    Ok(())
 }
 
-/// The size in a frame header, for the processes that can be decoded: Huffman coding, 8 bits, 1, 3 or 4 components.
+/// The size in a frame header, for the processes that can be decoded: 8 bits, 1, 3 or 4 components.
 fn frame_size(code: u8, frame: &[u8]) -> Result<Size, Fault> {
     let &[precision, h1, h0, w1, w0, components, ..] = frame else {
         return Err(Fault::bad_header("the frame header is too short"));
     };
     match code {
-        0xC0..=0xC2 => {}
-        0xC3 | 0xC7 | 0xCB | 0xCF => return Err(Fault::unsupported("lossless JPEG")),
-        0xC5 | 0xC6 | 0xCD | 0xCE => return Err(Fault::unsupported("hierarchical JPEG")),
-        _ => return Err(Fault::unsupported("arithmetic coding")),
+        0xC0..=0xC3 | 0xC9 | 0xCA => {}
+        0xCB => return Err(Fault::unsupported("lossless JPEG with arithmetic coding")),
+        _ => return Err(Fault::unsupported("hierarchical JPEG")),
     }
     if precision != 8 {
         return Err(Fault::unsupported(format!("{precision} bits per sample")));

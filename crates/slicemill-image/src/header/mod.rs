@@ -1,9 +1,11 @@
 //! Headers: format, size, orientation and transparency without a pixel being decoded.
 
 mod bmp;
-mod gif;
+pub(crate) mod gif;
 mod jpeg;
+mod metadata;
 mod png;
+mod text;
 pub(crate) mod tiff;
 pub(crate) mod webp;
 
@@ -21,7 +23,7 @@ pub struct Header {
     pub format: ImageFormat,
     /// Size of the stored image; of animations, of the canvas.
     pub stored: Size,
-    /// How it must be turned to stand upright; upright when EXIF is absent or cannot be read.
+    /// How it must be turned to stand upright, by EXIF or else XMP; upright when neither is there or can be read.
     pub orientation: Orientation,
     /// Whether it has an alpha channel, a transparent colour or a palette with transparency.
     pub has_alpha: bool,

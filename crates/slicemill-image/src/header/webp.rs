@@ -3,14 +3,17 @@
 use slicemill_core::Size;
 
 use super::Header;
+use super::metadata::Metadata;
 use crate::fault::Fault;
 use crate::window::{Stop, Window};
-use crate::{ImageFormat, Orientation, exif};
+use crate::{ImageFormat, Orientation};
 
-const ALPHA_FLAG: u8 = 0x10;
+/// The extended header announces transparency.
+pub(crate) const ALPHA_FLAG: u8 = 0x10;
 const EXIF_FLAG: u8 = 0x08;
+const XMP_FLAG: u8 = 0x04;
 
-/// Reads the first chunk; EXIF is looked for only when the extended header announces it.
+/// Reads the first chunk; EXIF and XMP are looked for only when the extended header announces them.
 pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     let kind: [u8; 4] = window.array(12, "first chunk")?;
     let mut orientation = Orientation::Upright;
@@ -20,8 +23,8 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
         b"VP8X" => {
             let extended: [u8; 10] = window.array(20, "VP8X chunk")?;
             let [flags, _, _, _, w0, w1, w2, h0, h1, h2] = extended;
-            if flags & EXIF_FLAG != 0 {
-                orientation = find_exif(window)?;
+            if flags & (EXIF_FLAG | XMP_FLAG) != 0 {
+                orientation = find_orientation(window, flags)?;
             }
             let side = |bytes: [u8; 3]| 1 + u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
             (Size::new(side([w0, w1, w2]), side([h0, h1, h2])), flags & ALPHA_FLAG != 0)
@@ -69,17 +72,24 @@ pub(crate) fn bitstream_size(kind: &[u8; 4], body: &[u8]) -> Result<Size, Fault>
     })
 }
 
-/// EXIF stands after the image data. A file that ends before it is truncated, which decoding will find out.
-fn find_exif(window: Window<'_>) -> Result<Orientation, Stop> {
+/// EXIF and XMP stand after the image data. A file that ends before them is truncated, which decoding will find out.
+fn find_orientation(window: Window<'_>, flags: u8) -> Result<Orientation, Stop> {
+    let mut metadata = Metadata::default();
     let mut at = 12;
     while at + 8 <= window.total() {
         let head: [u8; 8] = window.array(at, "chunks")?;
         let len = u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
-        if &head[..4] == b"EXIF" {
-            let len = len.min(window.total() - at - 8);
-            return Ok(exif::orientation(window.bytes(at + 8, len, "EXIF chunk")?));
+        let there = len.min(window.total() - at - 8);
+        match &head[..4] {
+            b"EXIF" if flags & EXIF_FLAG != 0 => metadata.exif(window.bytes(at + 8, there, "EXIF chunk")?),
+            b"XMP " if flags & XMP_FLAG != 0 => metadata.xmp(window.bytes(at + 8, there, "XMP chunk")?),
+            _ => {}
+        }
+        // What follows is not needed, and may be far away.
+        if metadata.exif_tells() {
+            break;
         }
         at += 8 + len + (len & 1);
     }
-    Ok(Orientation::Upright)
+    Ok(metadata.orientation())
 }

@@ -14,12 +14,13 @@ pub(super) struct BitReader<'a> {
     count: u32,
     /// How many of all the bits ever loaded were made up; they are the last.
     padding: u64,
+    bad_code: bool,
 }
 
 impl<'a> BitReader<'a> {
     /// Starts at byte `at`.
     pub(super) fn new(data: &'a [u8], at: usize) -> Self {
-        Self { data, at, bits: 0, count: 0, padding: 0 }
+        Self { data, at, bits: 0, count: 0, padding: 0, bad_code: false }
     }
 
     /// Makes at least 32 bits valid: enough for a code of 16 bits and a value of 15.
@@ -112,6 +113,17 @@ impl<'a> BitReader<'a> {
         self.padding > self.count as u64
     }
 
+    /// Remembers that a code was met that does not exist, and drops its bits.
+    pub(super) fn reject_code(&mut self, len: u32) {
+        self.skip(len);
+        self.bad_code = true;
+    }
+
+    /// Whether a code was met that does not exist, here or before a restart.
+    pub(super) const fn bad_code(&self) -> bool {
+        self.bad_code
+    }
+
     /// Where the marker after this segment is looked for.
     pub(super) const fn position(&self) -> usize {
         self.at
@@ -130,7 +142,7 @@ impl<'a> BitReader<'a> {
         let fill = rest.iter().take_while(|&&byte| byte == 0xFF).count();
         let found = fill > 0 && rest.get(fill) == Some(&(0xD0 + number));
         if found {
-            *self = Self::new(self.data, self.at + fill + 1);
+            *self = Self { bad_code: self.bad_code, ..Self::new(self.data, self.at + fill + 1) };
         }
         found
     }

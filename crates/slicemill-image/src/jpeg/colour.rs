@@ -32,6 +32,7 @@ impl ColourSpace {
             ([_, _, _], Some(0)) => Self::Rgb,
             ([_, _, _], Some(_)) => Self::YCbCr,
             ([b'R', b'G', b'B'], None) => Self::Rgb,
+            ([1, 2, 3], None) if frame.lossless => Self::Rgb,
             ([_, _, _], None) => Self::YCbCr,
             ([_, _, _, _], Some(0) | None) => Self::Cmyk,
             ([_, _, _, _], Some(_)) => Self::Ycck,

@@ -2,6 +2,7 @@
 
 use slicemill_core::Size;
 
+use super::arithmetic::Conditioning;
 use super::huffman::Huffman;
 use super::standard;
 use crate::fault::Fault;
@@ -58,6 +59,10 @@ pub(super) struct Component {
 pub(super) struct Frame {
     pub(super) size: Size,
     pub(super) progressive: bool,
+    /// Arithmetic coding instead of Huffman codes.
+    pub(super) arithmetic: bool,
+    /// Differences of samples instead of coefficients.
+    pub(super) lossless: bool,
     pub(super) components: Vec<Component>,
     pub(super) h_max: usize,
     pub(super) v_max: usize,
@@ -68,7 +73,9 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    pub(super) fn parse(segment: &[u8], progressive: bool) -> Result<Self, Fault> {
+    /// Reads the header behind the marker `FF code`.
+    pub(super) fn parse(segment: &[u8], code: u8) -> Result<Self, Fault> {
+        let (progressive, lossless, arithmetic) = (code & 3 == 2, code & 3 == 3, code & 8 != 0);
         let short = || Fault::bad_header("the frame header is too short");
         let &[8, h1, h0, w1, w0, count, ref specs @ ..] = segment else { return Err(short()) };
         let size = Size::new(u32::from(u16::from_be_bytes([w1, w0])), u32::from(u16::from_be_bytes([h1, h0])));
@@ -85,7 +92,17 @@ impl Frame {
             }
             components.push(Component::new(id, h, v, usize::from(quant_index)));
         }
-        let mut frame = Self { size, progressive, components, h_max: 1, v_max: 1, mcus_wide: 0, mcus_high: 0 };
+        let mut frame = Self {
+            size,
+            progressive,
+            arithmetic,
+            lossless,
+            components,
+            h_max: 1,
+            v_max: 1,
+            mcus_wide: 0,
+            mcus_high: 0,
+        };
         frame.lay_out()?;
         Ok(frame)
     }
@@ -115,8 +132,15 @@ impl Frame {
     }
 
     /// The fewest bits that any coding of this frame takes: one code for every DC coefficient and, unless runs of
-    /// blocks can end together, one for the end of the block.
+    /// blocks can end together, one for the end of the block; without loss, one for every sample. Arithmetic coding needs
+    /// none for what it expects.
     pub(super) fn bits_min(&self) -> u64 {
+        if self.arithmetic {
+            return 0;
+        }
+        if self.lossless {
+            return self.size.pixels() * self.components.len() as u64;
+        }
         let blocks: usize = self.components.iter().map(|component| component.blocks_wide * component.blocks_high).sum();
         blocks as u64 * if self.progressive { 1 } else { 2 }
     }
@@ -151,7 +175,7 @@ pub(super) struct ScanComponent {
 /// The scan header.
 pub(super) struct Scan {
     pub(super) components: Vec<ScanComponent>,
-    /// First coefficient in zigzag order.
+    /// First coefficient in zigzag order; of a lossless scan, the number of its predictor.
     pub(super) first: usize,
     /// Last coefficient.
     pub(super) last: usize,
@@ -179,10 +203,20 @@ impl Scan {
         }
         let (high, low) = (u32::from(bits >> 4), u32::from(bits & 15));
         let mut scan = Self { components, first: usize::from(first), last: usize::from(last), high, low };
+        if frame.lossless {
+            return scan.check_lossless().map(|()| scan);
+        }
         if !frame.progressive {
             (scan.first, scan.last, scan.high, scan.low) = (0, 63, 0, 0);
         }
         scan.check(frame.progressive).map(|()| scan)
+    }
+
+    fn check_lossless(&self) -> Result<(), Fault> {
+        if (1..=7).contains(&self.first) && (1..=4).contains(&self.components.len()) && self.low < 8 {
+            return Ok(());
+        }
+        Err(Fault::corrupt(format!("a lossless scan with predictor {} does not exist", self.first)))
     }
 
     fn check(&self, progressive: bool) -> Result<(), Fault> {
@@ -210,6 +244,7 @@ pub(super) struct Tables {
     quant: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<Box<Huffman>>; 4],
     pub(super) ac: [Option<Box<Huffman>>; 4],
+    pub(super) conditioning: Conditioning,
     /// MCUs between restart markers; 0: there are none.
     pub(super) restart_interval: usize,
     /// A JFIF segment was seen.
@@ -223,6 +258,7 @@ impl Tables {
     pub(super) fn take(&mut self, code: u8, segment: &[u8]) -> Result<(), Fault> {
         match code {
             0xC4 => self.huffman(segment),
+            0xCC => self.conditioning(segment),
             0xDB => self.quantisation(segment),
             0xDD => {
                 let &[high, low, ..] = segment else { return Err(Fault::corrupt("the restart interval is missing")) };
@@ -252,6 +288,19 @@ impl Tables {
             let slot = slot.ok_or_else(|| Fault::corrupt("a Huffman table with a number that does not exist"))?;
             *slot = Some(Huffman::new(counts, symbols)?);
             segment = rest;
+        }
+        Ok(())
+    }
+
+    /// Settings of the arithmetic decoder (T.81, B.2.4.3).
+    fn conditioning(&mut self, segment: &[u8]) -> Result<(), Fault> {
+        for &[class, value] in segment.as_chunks::<2>().0 {
+            let (table, low, high) = (usize::from(class & 15), value & 15, value >> 4);
+            match class >> 4 {
+                0 if table < 4 && low <= high => self.conditioning.dc[table] = (low, high),
+                1 if table < 4 && (1..64).contains(&value) => self.conditioning.ac[table] = value,
+                _ => return Err(Fault::corrupt("a setting of the arithmetic coding that does not exist")),
+            }
         }
         Ok(())
     }

@@ -71,7 +71,8 @@ impl Huffman {
         }
     }
 
-    /// Decodes a symbol; needs 16 valid bits. A code that does not exist gives symbol 0.
+    /// Decodes a symbol; needs 16 valid bits. A code that does not exist gives symbol 0 and is remembered by the
+    /// reader.
     #[inline(always)]
     pub(super) fn symbol(&self, reader: &mut BitReader<'_>) -> u8 {
         let entry = self.lookup[reader.peek(LOOKUP_BITS) as usize];
@@ -96,7 +97,7 @@ impl Huffman {
                 return self.symbols[(index & 255) as usize];
             }
         }
-        reader.skip(16);
+        reader.reject_code(16);
         0
     }
 

@@ -1,4 +1,5 @@
-//! JPEG decoding: baseline, extended sequential and progressive, Huffman-coded, 8 bits (ITU-T T.81).
+//! JPEG decoding: baseline, extended sequential and progressive, Huffman or arithmetic coding, and lossless, 8 bits
+//! (ITU-T T.81).
 //!
 //! The pixels are those of libjpeg-turbo's default settings, to the bit: its accurate integer inverse DCT, its "fancy"
 //! chroma upsampling, its colour conversion; inks become RGB as in Pillow. Vision models were trained and are compared
@@ -7,7 +8,7 @@
 //!
 //! ```text
 //!   segments ─▶ tables, frame, scan ─▶ bits ─▶ Huffman ─▶ coefficients of one row of MCUs   (one sequential scan)
-//!                                                         coefficients of the whole image   (many scans)
+//!                                    or arithmetic      coefficients of the whole image   (many scans)
 //!                                                              │
 //!      RGB rows ◀─ colour ◀─ upsampling ◀─ samples ◀─ inverse DCT
 //! ```
@@ -15,14 +16,17 @@
 //! An image whose bits run out is `truncated`, one whose codes make no sense is `corrupt`; there are no grey rests,
 //! unless the caller asks for what there is ([`Ending::Anywhere`]). That is then what libjpeg-turbo makes of it: blocks
 //! that never came have no coefficients, so they are grey, or in a progressive scan what the scans before have left.
-//! (It also smoothes a progressive image whose scans did not all come, which is not done here.) Not decoded: arithmetic coding, lossless and hierarchical processes, 12 bits.
+//! (It also smoothes a progressive image whose scans did not all come, which is not done here.) Not decoded:
+//! hierarchical processes, 12 bits, lossless with arithmetic coding.
 
+mod arithmetic;
 mod baseline;
 mod bits;
 mod colour;
 mod frame;
 mod huffman;
 mod idct;
+mod lossless;
 mod paint;
 mod progressive;
 mod scan;
@@ -31,6 +35,7 @@ mod upsample;
 
 pub(crate) use colour::{ColourSpace, ink_to_rgb};
 use frame::{Frame, Scan, Tables};
+use lossless::Samples;
 use paint::Painter;
 use scan::{Pass, Progress};
 
@@ -41,6 +46,9 @@ use crate::fault::{Fault, zeroed};
 
 /// Scans of one image: real ones have about ten; each costs time for the whole image.
 const SCANS_MAX: usize = 200;
+
+/// Scans of an arithmetic-coded image, which cost more and need not have a byte of data.
+const ARITHMETIC_SCANS_MAX: usize = 50;
 
 /// Where the data may end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +85,9 @@ pub(crate) fn decode(
             frame.size
         )));
     }
-    let image = if !frame.progressive && first.components.len() == frame.components.len() {
+    let image = if frame.lossless {
+        decoder.decode_lossless(frame, first)?
+    } else if !frame.progressive && first.components.len() == frame.components.len() {
         decoder.decode_streaming(&frame, &first)?
     } else {
         decoder.decode_buffered(frame, first)?
@@ -120,13 +130,19 @@ impl<'a> Decoder<'a> {
                 0xDA => {
                     let frame = self.frame.as_mut().ok_or_else(|| Fault::corrupt("a scan before the frame header"))?;
                     let scan = Scan::parse(segment, frame)?;
-                    self.tables.latch_quantisation(frame, &scan)?;
-                    self.tables.fill_in_standard(&scan)?;
+                    if !frame.lossless {
+                        self.tables.latch_quantisation(frame, &scan)?;
+                    }
+                    if !frame.arithmetic {
+                        self.tables.fill_in_standard(&scan)?;
+                    }
                     return Ok(Next::Scan(scan));
                 }
-                0xC0..=0xC2 if self.frame.is_some() => return Err(Fault::corrupt("a second frame header")),
-                0xC0..=0xC2 => self.frame = Some(Frame::parse(segment, code == 0xC2)?),
-                0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
+                0xC0..=0xC3 | 0xC9 | 0xCA if self.frame.is_some() => {
+                    return Err(Fault::corrupt("a second frame header"));
+                }
+                0xC0..=0xC3 | 0xC9 | 0xCA => self.frame = Some(Frame::parse(segment, code)?),
+                0xC5..=0xC7 | 0xCB | 0xCD..=0xCF => {
                     return Err(Fault::unsupported(format!("coding process {}", code - 0xC0)));
                 }
                 _ => self.tables.take(code, segment)?,
@@ -193,7 +209,8 @@ impl<'a> Decoder<'a> {
             coefficients.push(zeroed::<i16>(blocks * 64)?);
         }
         let mut progress = Progress::new(frame.components.len());
-        for _ in 0..SCANS_MAX {
+        let scans_max = if frame.arithmetic { ARITHMETIC_SCANS_MAX } else { SCANS_MAX };
+        for _ in 0..scans_max {
             self.at = self.decode_scan(&frame, &scan, &mut coefficients)?;
             if self.truncated {
                 return self.paint(&frame, &coefficients);
@@ -213,7 +230,7 @@ impl<'a> Decoder<'a> {
                 Next::End | Next::DataEnds => return Err(Fault::truncated("the file ends before its last scan")),
             }
         }
-        Err(Fault::corrupt(format!("more than {SCANS_MAX} scans")))
+        Err(Fault::corrupt(format!("more than {scans_max} scans")))
     }
 
     /// Decodes one scan into the coefficients of the image. Returns where the next segment is looked for.
@@ -232,6 +249,25 @@ impl<'a> Decoder<'a> {
             coefficients[part.index] = std::mem::take(&mut part.coefficients);
         }
         Ok(pass.position())
+    }
+
+    /// Samples instead of coefficients. What ends too early is refused, even where it may.
+    fn decode_lossless(&mut self, mut frame: Frame, mut scan: Scan) -> Result<RgbImage, Fault> {
+        let mut samples = Samples::new(&frame)?;
+        for _ in 0..frame.components.len() {
+            self.at = samples.decode(self.bytes, self.at, &scan, &self.tables)?;
+            if samples.complete() {
+                return samples.image(&frame, self.colour_space(&frame)?);
+            }
+            self.frame = Some(frame);
+            let next = self.next_scan();
+            frame = self.frame.take().ok_or_else(|| Fault::corrupt("image data without a frame header"))?;
+            match next? {
+                Next::Scan(next) => scan = next,
+                Next::End | Next::DataEnds => return Err(Fault::truncated("the file ends before its last scan")),
+            }
+        }
+        Err(Fault::corrupt("a component comes twice"))
     }
 
     fn colour_space(&self, frame: &Frame) -> Result<ColourSpace, Fault> {

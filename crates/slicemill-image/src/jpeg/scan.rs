@@ -1,5 +1,6 @@
 //! One pass over the entropy-coded data of a scan.
 
+use super::arithmetic::{Arithmetic, Conditioning, Job};
 use super::bits::BitReader;
 use super::frame::{Frame, Scan, Tables};
 use super::huffman::Huffman;
@@ -19,6 +20,8 @@ pub(super) struct Part<'t> {
     pub(super) stride: usize,
     dc: Option<&'t Huffman>,
     ac: Option<&'t Huffman>,
+    dc_table: usize,
+    ac_table: usize,
     predictor: i32,
     /// `[rows of blocks, stride, 64]`.
     pub(super) coefficients: Vec<i16>,
@@ -82,6 +85,9 @@ pub(super) struct Pass<'t> {
     scan: &'t Scan,
     process: Process,
     reader: BitReader<'t>,
+    /// Decodes in place of the reader.
+    arithmetic: Option<Box<Arithmetic<'t>>>,
+    conditioning: &'t Conditioning,
     restarts: Restarts,
     /// Blocks of a band that have ended already.
     band_run: u32,
@@ -103,12 +109,15 @@ impl<'t> Pass<'t> {
             let component = &frame.components[part.index];
             let dc = tables.dc[part.dc_table].as_deref().filter(|_| process.needs_dc_table());
             let ac = tables.ac[part.ac_table].as_deref().filter(|_| process.needs_ac_table());
-            if dc.is_none() && process.needs_dc_table() || ac.is_none() && process.needs_ac_table() {
+            let missing = dc.is_none() && process.needs_dc_table() || ac.is_none() && process.needs_ac_table();
+            if missing && !frame.arithmetic {
                 return Err(Fault::corrupt(format!("a Huffman table of component {} is missing", component.id)));
             }
             let (h, v) = if alone { (1, 1) } else { (component.h, component.v) };
             let stride = component.block_stride;
-            parts.push(Part { index: part.index, h, v, stride, dc, ac, predictor: 0, coefficients: Vec::new() });
+            let (index, dc_table, ac_table) = (part.index, part.dc_table, part.ac_table);
+            let coefficients = Vec::new();
+            parts.push(Part { index, h, v, stride, dc, ac, dc_table, ac_table, predictor: 0, coefficients });
         }
         let (mcus, rows) = match scan.components.as_slice() {
             [only] => (frame.components[only.index].blocks_wide, frame.components[only.index].blocks_high),
@@ -116,16 +125,22 @@ impl<'t> Pass<'t> {
         };
         let interval = tables.restart_interval;
         let restarts = Restarts { interval, left: interval, number: 0 };
-        Ok(Self { parts, rows, mcus, scan, process, reader: BitReader::new(bytes, at), restarts, band_run: 0 })
+        let (reader, conditioning) = (BitReader::new(bytes, at), &tables.conditioning);
+        let arithmetic = frame.arithmetic.then(|| Box::new(Arithmetic::new(bytes, at)));
+        Ok(Self { parts, rows, mcus, scan, process, reader, arithmetic, conditioning, restarts, band_run: 0 })
     }
 
     /// Decodes a row of MCUs into row `to` (counted in rows of MCUs of this scan) of the coefficients.
     pub(super) fn decode_row(&mut self, row: usize, to: usize) -> Result<(), Fault> {
-        let end =
-            if self.process == Process::Sequential { sequential_row(self, to) } else { progressive_row(self, to) };
+        let end = match &mut self.arithmetic {
+            Some(_) => self.arithmetic_row(to),
+            None if self.process == Process::Sequential => sequential_row(self, to),
+            None => progressive_row(self, to),
+        };
         let place = || format!("in row {} of {} rows of blocks", row + 1, self.rows);
         if matches!(end, RowEnd::Overread | RowEnd::NoRestart) {
-            return Err(if self.reader.at_end() {
+            let at_end = self.arithmetic.as_ref().map_or_else(|| self.reader.at_end(), |decoder| decoder.starved());
+            return Err(if at_end {
                 Fault::truncated(format!("the image data ends {}", place()))
             } else {
                 Fault::corrupt(format!("the image data is interrupted {}", place()))
@@ -143,8 +158,45 @@ impl<'t> Pass<'t> {
     }
 
     /// Where the next segment is looked for.
-    pub(super) const fn position(&self) -> usize {
-        self.reader.position()
+    pub(super) fn position(&self) -> usize {
+        self.arithmetic.as_ref().map_or_else(|| self.reader.position(), |decoder| decoder.position())
+    }
+
+    /// A row of MCUs out of the arithmetic decoder.
+    fn arithmetic_row(&mut self, to: usize) -> RowEnd {
+        for mcu in 0..self.mcus {
+            if !self.begin_mcu() {
+                return RowEnd::NoRestart;
+            }
+            let Some(decoder) = &mut self.arithmetic else { return RowEnd::Nonsense };
+            for (component, part) in self.parts.iter_mut().enumerate() {
+                let (dc_table, ac_table) = (part.dc_table, part.ac_table);
+                let job = Job { scan: self.scan, conditioning: self.conditioning, component, dc_table, ac_table };
+                let (blocks, _) = part.coefficients.as_chunks_mut::<64>();
+                for y in 0..part.v {
+                    let first = (to * part.v + y) * part.stride + mcu * part.h;
+                    for block in &mut blocks[first..first + part.h] {
+                        let sound = match self.process {
+                            Process::Sequential => decoder.block(job, &mut part.predictor, block),
+                            Process::DcFirst => decoder.dc_first(job, &mut part.predictor, block),
+                            Process::DcRefine => {
+                                decoder.dc_refine(job, block);
+                                true
+                            }
+                            Process::AcFirst => decoder.ac_first(job, block),
+                            Process::AcRefine => decoder.ac_refine(job, block),
+                        };
+                        if !sound {
+                            return RowEnd::Nonsense;
+                        }
+                    }
+                }
+            }
+            if decoder.starved() {
+                return RowEnd::Overread;
+            }
+        }
+        RowEnd::Sound
     }
 
     /// Counts an MCU; at the end of an interval, steps over the restart marker.
@@ -162,7 +214,12 @@ impl<'t> Pass<'t> {
 
     #[cold]
     fn restart(&mut self) -> bool {
-        if !self.reader.restart(self.restarts.number) {
+        let number = self.restarts.number;
+        let found = match &mut self.arithmetic {
+            Some(decoder) => decoder.restart(number),
+            None => self.reader.restart(number),
+        };
+        if !found {
             return false;
         }
         self.restarts.left = self.restarts.interval;
@@ -194,7 +251,7 @@ kernel! {
                 return RowEnd::Overread;
             }
         }
-        if sound { RowEnd::Sound } else { RowEnd::Nonsense }
+        if sound && !pass.reader.bad_code() { RowEnd::Sound } else { RowEnd::Nonsense }
     }
 }
 
@@ -231,7 +288,7 @@ kernel! {
                 return RowEnd::Overread;
             }
         }
-        if sound { RowEnd::Sound } else { RowEnd::Nonsense }
+        if sound && !pass.reader.bad_code() { RowEnd::Sound } else { RowEnd::Nonsense }
     }
 }
 

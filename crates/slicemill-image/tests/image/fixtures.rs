@@ -4,15 +4,26 @@ use serde_json::Value;
 use slicemill_core::{Alpha, ImageOptions, OrientationRule, Size};
 use slicemill_image::{HeaderRead, decode, read_header, read_header_partial, sniff};
 
-use crate::{images, sha256};
+use crate::{images, rare, sha256};
 
-fn entries() -> Vec<Value> {
-    let read = |list: &str| {
-        let text = std::fs::read_to_string(images().join(list)).unwrap();
+/// A file with what it must decode to.
+struct Entry {
+    name: String,
+    bytes: Vec<u8>,
+    expected: Value,
+}
+
+fn entries() -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (directory, list) in [(images(), "images.json"), (images(), "tiff.json"), (rare(), "rare.json")] {
+        let text = std::fs::read_to_string(directory.join(list)).unwrap();
         let document: Value = serde_json::from_str(&text).unwrap();
-        document["images"].as_array().unwrap().clone()
-    };
-    [read("images.json"), read("tiff.json")].concat()
+        for expected in document["images"].as_array().unwrap().clone() {
+            let name = expected["file"].as_str().unwrap().to_owned();
+            entries.push(Entry { bytes: std::fs::read(directory.join(&name)).unwrap(), name, expected });
+        }
+    }
+    entries
 }
 
 fn size(value: &Value) -> Size {
@@ -22,9 +33,8 @@ fn size(value: &Value) -> Size {
 
 #[test]
 fn headers_tell_format_size_orientation_and_alpha() {
-    for entry in entries() {
-        let name = entry["file"].as_str().unwrap();
-        let bytes = std::fs::read(images().join(name)).unwrap();
+    for Entry { name, bytes, expected: entry } in entries() {
+        let name = name.as_str();
         let header =
             read_header(&bytes, name, &ImageOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(header.format.as_str(), entry["format"].as_str().unwrap(), "{name}");
@@ -38,9 +48,8 @@ fn headers_tell_format_size_orientation_and_alpha() {
 
 #[test]
 fn headers_read_in_pieces_are_the_same() {
-    for entry in entries() {
-        let name = entry["file"].as_str().unwrap();
-        let bytes = std::fs::read(images().join(name)).unwrap();
+    for Entry { name, bytes, .. } in entries() {
+        let name = name.as_str();
         let options = ImageOptions::default();
         let whole = read_header(&bytes, name, &options).unwrap();
         let (mut have, mut steps) = (0, 0);
@@ -62,9 +71,8 @@ fn headers_read_in_pieces_are_the_same() {
 #[test]
 fn pixels_equal_pillow() {
     let mut wrong = Vec::new();
-    for entry in entries() {
-        let name = entry["file"].as_str().unwrap();
-        let bytes = std::fs::read(images().join(name)).unwrap();
+    for Entry { name, bytes, expected: entry } in entries() {
+        let name = name.as_str();
         for (rule, key) in [(Alpha::White, "white"), (Alpha::Black, "black"), (Alpha::Drop, "drop")] {
             let options = ImageOptions { alpha: rule, ..ImageOptions::default() };
             let expected = entry.get(key).or_else(|| entry.get("rgb")).and_then(Value::as_str).unwrap();

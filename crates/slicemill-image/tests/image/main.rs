@@ -1,4 +1,5 @@
-//! Tests of the host stage against Pillow's results, which are kept as hashes in `tests/data/images`.
+//! Tests of the host stage against Pillow's results, which are kept as hashes in `tests/data/images` and
+//! `tests/data/rare`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -15,6 +16,7 @@ mod fixtures;
 mod golden;
 mod matrix;
 mod memory;
+mod odd;
 mod resize;
 mod tiff;
 mod truncated;
@@ -29,6 +31,11 @@ use slicemill_image::RgbImage;
 /// The directory of the fixtures.
 pub fn images() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/images")
+}
+
+/// The directory of the files that few programs write, or that bend the rules.
+pub fn rare() -> PathBuf {
+    images().with_file_name("rare")
 }
 
 /// SHA-256 in hex.

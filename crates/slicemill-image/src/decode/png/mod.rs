@@ -1,23 +1,28 @@
 //! PNG. Of an APNG, the default image: that in `IDAT`.
 
-use std::io::{BufRead, Cursor, Seek};
+mod chunks;
 
-use png::{BitDepth, ColorType, Decoder, DecodingError, Info, Reader, Transformations};
+use std::io::{BufRead, Seek};
+
+use png::{BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, Info, Reader, Transformations};
 use slicemill_core::{ErrorClass, Size};
 
 use super::{Decoded, Layout, check_same_size};
 use crate::fault::{Fault, io_fault, zeroed};
 use crate::jpeg::Ending;
+use chunks::{Chunks, Soundness};
 
 /// Deflate makes at most this many bytes of one.
 const INFLATION_MAX: u64 = 1032;
 
 pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decoded, Fault> {
-    let mut decoder = Decoder::new(Cursor::new(bytes));
+    let chunks = Chunks::find(bytes)?;
+    let truncated = is_truncated(&chunks, stored, ending)?;
+    // Checksums have been looked at.
+    let mut checks = DecodeOptions::default();
+    checks.set_ignore_checksums(true);
+    let mut decoder = Decoder::new_with_options(chunks.file(truncated), checks);
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
-    // Texts and profiles are not needed and may be bombs.
-    decoder.set_ignore_text_chunk(true);
-    decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(fault)?;
     let (width, height) = reader.info().size();
     check_same_size(Size::new(width, height), stored)?;
@@ -37,23 +42,32 @@ pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decod
     if ending == Ending::Anywhere {
         fill(&mut data, reader.info(), &layout);
     }
-    let truncated = match read_frame(&mut reader, &mut data, stored) {
-        Ok(()) => false,
+    match read_frame(&mut reader, &mut data, stored) {
+        Ok(()) => {}
         // All rows that came whole have been written.
-        Err(fault) if ending == Ending::Anywhere && fault.class == ErrorClass::Truncated => true,
+        Err(fault) if truncated && fault.class == ErrorClass::Truncated => {}
         Err(fault) => return Err(fault),
-    };
+    }
     Ok(Decoded { size: stored, layout, data, truncated })
 }
 
 fn read_frame<R: BufRead + Seek>(reader: &mut Reader<R>, data: &mut [u8], stored: Size) -> Result<(), Fault> {
     let frame = reader.next_frame(data).map_err(fault)?;
-    check_same_size(Size::new(frame.width, frame.height), stored)?;
-    // Frames of an animation may follow; whether they are whole does not matter. A still image ends with IEND.
-    if reader.info().animation_control.is_none() {
-        reader.finish().map_err(fault)?;
+    check_same_size(Size::new(frame.width, frame.height), stored)
+}
+
+/// Whether the image data end too early, which is an error where they must be complete. Data that came without a right
+/// checksum may be whole all the same.
+fn is_truncated(chunks: &Chunks<'_>, stored: Size, ending: Ending) -> Result<bool, Fault> {
+    // Twice what eight bytes for every pixel and one for every row take: some streams go on a little.
+    let bytes_max = 2 * (8 * stored.pixels() + u64::from(stored.height)) + (1 << 16);
+    match chunks.soundness {
+        Soundness::Checked => Ok(false),
+        _ if chunks.stream_is_whole(bytes_max) => Ok(false),
+        Soundness::Doubtful => Err(Fault::corrupt("the checksums of the image data are wrong")),
+        Soundness::Cut if ending == Ending::Anywhere => Ok(true),
+        Soundness::Cut => Err(Fault::truncated("the file ends inside the image data")),
     }
-    Ok(())
 }
 
 /// Fills an image with what samples of zero stand for: the first colour of the palette, otherwise black, transparent

@@ -1,4 +1,6 @@
-//! BMP.
+//! BMP. Those with a palette and those of 16 bits are decoded here, others by the `image` crate.
+
+mod palette;
 
 use std::io::Cursor;
 
@@ -24,13 +26,16 @@ pub(super) fn decode(bytes: &[u8], stored: Size, ending: Ending) -> Result<Decod
         let rest = decode(&filled, stored, Ending::Complete)?;
         return Ok(Decoded { truncated: true, ..rest });
     }
+    fields.check_length(bytes, stored)?;
+    if fields.has_palette() {
+        return palette::decode(&fields, bytes, stored);
+    }
     if stored.width.max(stored.height) > SIDE_MAX {
         return Err(Fault::unsupported(format!("a side of more than {SIDE_MAX} pixels")));
     }
     let decoder = BmpDecoder::new(Cursor::new(bytes)).map_err(fault)?;
     let (width, height) = decoder.dimensions();
     check_same_size(Size::new(width, height), stored)?;
-    fields.check_length(bytes, stored)?;
     if fields.depth == 16 {
         return fields.decode_16_bits(bytes, stored);
     }
@@ -76,6 +81,10 @@ struct Fields {
     top_down: bool,
     depth: u64,
     compression: u32,
+    palette_at: usize,
+    palette_entry_bytes: usize,
+    /// Entries of the palette.
+    colours: usize,
 }
 
 impl Fields {
@@ -86,12 +95,30 @@ impl Fields {
         };
         let header_bytes = u32_at(14) as usize;
         let core = header_bytes == 12;
-        Self {
-            data_at: u32_at(10) as usize,
-            top_down: !core && u32_at(22) >> 31 != 0,
-            depth: u64::from(if core { u32_at(24) & 0xFFFF } else { u32_at(28) & 0xFFFF }),
-            compression: if core { 0 } else { u32_at(30) },
+        let depth = u64::from(if core { u32_at(24) & 0xFFFF } else { u32_at(28) & 0xFFFF });
+        let listed = if core { 0 } else { u32_at(46) as usize };
+        let colours = if listed == 0 { 1 << depth.min(8) } else { listed };
+        let palette_at = 14usize.saturating_add(header_bytes);
+        let palette_entry_bytes = if core { 3 } else { 4 };
+        let mut data_at = u32_at(10) as usize;
+        // Pixels that are said to begin where the palette does begin behind it, as in Pillow.
+        if depth <= 8 && (data_at == palette_at || data_at == 0) {
+            data_at = palette_at.saturating_add(colours.saturating_mul(palette_entry_bytes));
         }
+        Self {
+            data_at,
+            top_down: !core && u32_at(22) >> 31 != 0,
+            depth,
+            compression: if core { 0 } else { u32_at(30) },
+            palette_at,
+            palette_entry_bytes,
+            colours,
+        }
+    }
+
+    /// Whether the pixels are indices in a palette, coded in a way that is known.
+    const fn has_palette(&self) -> bool {
+        matches!(self.depth, 1 | 4 | 8) && matches!(self.compression, 0..=2)
     }
 
     fn row_bytes(&self, stored: Size) -> u64 {
@@ -119,7 +146,7 @@ impl Fields {
 
     /// Rows that are not compressed must all be there before a buffer is taken for them.
     fn check_length(&self, bytes: &[u8], stored: Size) -> Result<(), Fault> {
-        let need = self.data_at as u64 + self.row_bytes(stored) * u64::from(stored.height);
+        let need = (self.data_at as u64).saturating_add(self.row_bytes(stored) * u64::from(stored.height));
         let have = bytes.len() as u64;
         // The last row may lack its padding.
         if self.rows_are_even() && need > have + 3 {
