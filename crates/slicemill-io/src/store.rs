@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, path::Path as ObjectPath};
 
@@ -24,6 +24,9 @@ use crate::{IoError, IoErrorKind, OutputLock};
 
 /// The speed at which a large object is written at least.
 const WRITE_SPEED_MIN: u64 = 64 << 10;
+
+/// Objects deleted at the same time.
+const DELETIONS_IN_FLIGHT: usize = 16;
 
 /// Between renewals of a lease.
 const LEASE_PERIOD: Duration = Duration::from_secs(10);
@@ -378,6 +381,15 @@ impl OutputStore {
             self.store.delete(&path).await.map_err(|error| IoError::from_store("delete", &self.show(name), error))
         });
         found(answer.await).map(drop)
+    }
+
+    /// Deletes all of `names`, several at a time.
+    pub(crate) async fn delete_all(&self, names: Vec<String>) -> Result<(), IoError> {
+        let deletions = futures::stream::iter(names).map(|name| {
+            let output = self.clone();
+            async move { output.delete(&name).await }
+        });
+        deletions.buffer_unordered(DELETIONS_IN_FLIGHT).try_collect().await
     }
 }
 

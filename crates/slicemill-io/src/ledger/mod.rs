@@ -203,15 +203,17 @@ impl Ledger {
             let message = format!("{}: rows are not conserved: {counts:?}", self.output.show(&name));
             return Err(IoError::fatal(IoErrorKind::Invalid, message));
         }
-        let mut records = BTreeMap::new();
-        for (dataset, file) in files {
-            let name = self.layout.staged(shard, chunk, dataset, &file.sha256);
-            let record =
-                FileRecord { name, rows: file.rows, bytes: file.bytes.len() as u64, sha256: file.sha256.clone() };
-            self.output.put(&record.name, file.bytes).await?;
-            records.insert(dataset.name().to_owned(), record);
-        }
-        let entry = ChunkEntry { shard, chunk, counts, files: records };
+        // All at once: on a store that is far away, each would be a wait of its own before the next chunk.
+        let writes = files.into_iter().map(|(dataset, file)| {
+            let (name, output) = (self.layout.staged(shard, chunk, dataset, &file.sha256), self.output.clone());
+            let record = FileRecord { name, rows: file.rows, bytes: file.bytes.len() as u64, sha256: file.sha256 };
+            async move {
+                output.put(&record.name, file.bytes).await?;
+                Ok::<_, IoError>((dataset.name().to_owned(), record))
+            }
+        });
+        let files = futures::future::try_join_all(writes).await?.into_iter().collect();
+        let entry = ChunkEntry { shard, chunk, counts, files };
         match self.output.put_if_absent(&name, json(&entry)?).await {
             Ok(()) => Ok(entry),
             Err(error) if error.kind == IoErrorKind::Conflict => {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::layout::LedgerName;
+use super::shard::names;
 use super::{ChunkEntry, Ledger, ShardEntry};
 use crate::{Dataset, IoError, IoErrorKind};
 
@@ -108,12 +109,9 @@ impl Ledger {
 
     /// Deletes what a finished retry pass no longer needs.
     pub(super) async fn clear_leftovers(&self) -> Result<(), IoError> {
-        for object in self.output.list(self.layout.base()).await? {
-            if self.layout.is_leftover(object.location.as_ref()) {
-                self.output.delete(object.location.as_ref()).await?;
-            }
-        }
-        Ok(())
+        let mut leftovers = names(self.output.list(self.layout.base()).await?);
+        leftovers.retain(|name| self.layout.is_leftover(name));
+        self.output.delete_all(leftovers).await
     }
 }
 

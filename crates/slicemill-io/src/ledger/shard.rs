@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::ObjectMeta;
 use sha2::{Digest as _, Sha256};
 
-use super::{ChunkEntry, Counts, FileRecord, Ledger, ShardEntry, datasets, json};
+use super::{ChunkEntry, Counts, FileRecord, Ledger, READS_IN_FLIGHT, ShardEntry, datasets, json};
 use crate::schema::{hex, schema_metadata};
 use crate::sink::{Existing, ObjectSink};
 use crate::{Dataset, IoError, IoErrorKind, ParquetEncoder, RowGroupLimits, arrow_schema, read_parquet};
+
+/// Bytes of staged files that are read ahead while a shard is assembled.
+const READ_AHEAD_BYTES: u64 = 32 << 20;
 
 impl Ledger {
     /// Assembles the final files of a shard from its `chunks` committed chunks, writes its entry, deletes the staged
@@ -42,14 +47,15 @@ impl Ledger {
         Ok(entry)
     }
 
-    /// Writes one final file. One chunk's staged file and one row group are in memory at a time. `None` without rows.
+    /// Writes one final file. [`READ_AHEAD_BYTES`] of staged files, but at least one of them, and one row group are in
+    /// memory at a time. `None` without rows.
     async fn assemble(
         &self,
         shard: u32,
         dataset: Dataset,
         chunks: impl Iterator<Item = &ChunkEntry>,
     ) -> Result<Option<FileRecord>, IoError> {
-        let staged: Vec<&FileRecord> = chunks.filter_map(|chunk| chunk.files.get(dataset.name())).collect();
+        let staged: Vec<FileRecord> = chunks.filter_map(|chunk| chunk.files.get(dataset.name()).cloned()).collect();
         let rows: u64 = staged.iter().map(|file| file.rows).sum();
         if rows == 0 {
             return Ok(None);
@@ -58,9 +64,15 @@ impl Ledger {
         let schema = arrow_schema(dataset, &self.spec);
         let mut encoder = ParquetEncoder::new(schema, &self.file_metadata(dataset), RowGroupLimits::default())?;
         let mut sink = ObjectSink::new(self.output.clone(), name.clone(), self.part_bytes);
-        for file in staged {
-            let bytes = self.output.get(&file.name).await?;
-            let (record, shown) = (file.clone(), self.output.show(&file.name));
+        let largest = staged.iter().map(|file| file.bytes).max().unwrap_or(0).max(1);
+        let ahead = usize::try_from(READ_AHEAD_BYTES / largest).unwrap_or(READS_IN_FLIGHT).clamp(1, READS_IN_FLIGHT);
+        let reads = futures::stream::iter(staged).map(|file| {
+            let output = self.output.clone();
+            async move { Ok::<_, IoError>((output.get(&file.name).await?, file)) }
+        });
+        let mut reads = reads.buffered(ahead);
+        while let Some((bytes, record)) = reads.try_next().await? {
+            let shown = self.output.show(&record.name);
             encoder = blocking(move || append(encoder, &record, &shown, bytes)).await?;
             sink.write(encoder.take_bytes()).await?;
         }
@@ -84,17 +96,16 @@ impl Ledger {
 
     /// Deletes what a committed shard no longer needs: staged files, then chunk entries.
     pub(super) async fn clear_staged(&self, shard: u32) -> Result<(), IoError> {
-        for object in self.output.list(&self.layout.staged_folder(shard)).await? {
-            self.output.delete(object.location.as_ref()).await?;
-        }
-        let entry = self.layout.shard_entry(shard);
-        for object in self.output.list(&self.layout.ledger_folder(shard)).await? {
-            if object.location.as_ref() != entry {
-                self.output.delete(object.location.as_ref()).await?;
-            }
-        }
-        Ok(())
+        self.output.delete_all(names(self.output.list(&self.layout.staged_folder(shard)).await?)).await?;
+        let mut chunks = names(self.output.list(&self.layout.ledger_folder(shard)).await?);
+        chunks.retain(|name| *name != self.layout.shard_entry(shard));
+        self.output.delete_all(chunks).await
     }
+}
+
+/// Names of objects.
+pub(super) fn names(objects: Vec<ObjectMeta>) -> Vec<String> {
+    objects.into_iter().map(|object| object.location.into()).collect()
 }
 
 /// Adds a staged file's rows, after a check that its bytes are those that the ledger names.
