@@ -67,9 +67,10 @@ impl Verification {
     /// For people.
     pub fn to_text(&self) -> String {
         let mut text = format!("{}\n", self.output);
+        let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
         for check in &self.checks {
             let mark = if check.ok { "ok    " } else { "FAILED" };
-            text.push_str(&format!("  {mark} {:<46} {}\n", check.name, check.evidence));
+            text.push_str(&format!("  {mark} {:<width$}  {}\n", check.name, check.evidence));
             for wrong in &check.wrong {
                 text.push_str(&format!("         {wrong}\n"));
             }
