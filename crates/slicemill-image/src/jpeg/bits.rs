@@ -69,6 +69,8 @@ impl<'a> BitReader<'a> {
         }
         let fill = self.data[self.at..].iter().take_while(|&&byte| byte == 0xFF).count();
         if self.data.get(self.at + fill) != Some(&0) {
+            // The rest is a marker. It is asked for again and again: what fills up before it is stepped over once.
+            self.at += fill - 1;
             return None;
         }
         self.at += fill + 1;
@@ -185,6 +187,25 @@ mod tests {
         assert!(reader.overread());
         assert_eq!(reader.position(), data.len() - 2);
         assert!(reader.at_end());
+    }
+
+    #[test]
+    fn bytes_that_fill_up_before_a_marker_are_stepped_over_once() {
+        for end in [&[0xD9][..], &[]] {
+            let data = [&[0x12, 0x34], [0xFF; 1000].as_slice(), end].concat();
+            let mut reader = BitReader::new(&data, 0);
+            reader.ensure_32();
+            assert_eq!(reader.take(32), 0x1234_0000);
+            assert_eq!(reader.position(), 1001);
+            assert!(reader.overread() && reader.at_end());
+        }
+        let data = [[0xFF; 1000].as_slice(), &[0, 7, 0xFF, 0xFF, 0xD0, 9]].concat();
+        let mut reader = BitReader::new(&data, 0);
+        reader.ensure_32();
+        assert_eq!(reader.take(32), 0xFF07_0000);
+        assert!(reader.restart(0));
+        reader.ensure_32();
+        assert_eq!(reader.take(8), 9);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod broken;
 mod craft;
 mod fixtures;
 mod golden;
+mod jpeg;
 mod matrix;
 mod memory;
 mod odd;

@@ -2,7 +2,7 @@
 //!
 //! Every binary decision has a context, whose bin knows the likelier answer and how much likelier it is, and learns from
 //! every decision. There are no codes that do not exist, and an encoder may leave out zeros at the end: damage shows only
-//! as magnitudes that are too large, and an early end only where the file itself ends.
+//! as magnitudes that are too large, and an early end only where the file itself ends, or an image with restarts.
 
 mod blocks;
 mod states;
@@ -34,6 +34,9 @@ const DC_BINS: usize = 64;
 /// Bins for the AC coefficients of one table.
 const AC_BINS: usize = 256;
 
+/// The marker at the end of an image.
+const END_OF_IMAGE: u8 = 0xD9;
+
 /// The state of answers that are always as likely as not.
 const EVEN: Bin = 113 << 1;
 
@@ -47,7 +50,7 @@ pub(super) struct Arithmetic<'a> {
     interval: u32,
     /// Bits until another byte is needed.
     bits: u32,
-    /// The file ended where a byte was needed.
+    /// The file ended where a byte was needed, or the image where it must go on.
     starved: bool,
     dc_bins: [[Bin; DC_BINS]; 4],
     ac_bins: [[Bin; AC_BINS]; 4],
@@ -92,9 +95,10 @@ impl<'a> Arithmetic<'a> {
                 self.at += fill + 1;
                 0xFF
             }
-            Some(_) => 0,
-            None => {
-                self.starved = true;
+            // A marker, which every byte from now on stops at: what fills up before it is stepped over once.
+            marker => {
+                self.at += fill - 1;
+                self.starved = marker.is_none();
                 0
             }
         }
@@ -175,7 +179,9 @@ impl<'a> Arithmetic<'a> {
             self.starved = true;
             return false;
         };
-        if rest[start + 1] != 0xD0 + number {
+        let marker = rest[start + 1];
+        if marker != 0xD0 + number {
+            self.starved = marker == END_OF_IMAGE;
             return false;
         }
         *self = Self::new(self.data, self.at + start + 2);
