@@ -4,7 +4,7 @@ use slicemill_core::Size;
 
 use super::Header;
 use super::metadata::Metadata;
-use super::text::{self, Keyword};
+use super::text::{self, Keyword, Texts};
 use crate::ImageFormat;
 use crate::fault::Fault;
 use crate::window::{Stop, Window};
@@ -25,6 +25,7 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     let mut metadata = Metadata::default();
     // EXIF in a text counts where there is no chunk of its own.
     let mut raw_exif = None;
+    let mut texts = Texts::new();
     let mut at = 8 + 12 + 13;
     loop {
         let head: [u8; 8] = window.array(at, "chunks before the image data")?;
@@ -34,7 +35,7 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
             b"IEND" => return Err(Fault::bad_header("the image ends before its data").into()),
             b"tRNS" => has_alpha = true,
             b"eXIf" => metadata.exif(window.bytes(at + 8, len, "eXIf chunk")?),
-            _ => match orienting_text(window, at + 8, len, kind)? {
+            _ => match orienting_text(&mut texts, window, (at + 8, len), kind)? {
                 Some((Keyword::Xmp, packet)) => metadata.xmp(&packet),
                 Some((Keyword::RawExif, profile)) => raw_exif = Some(text::raw_exif(&profile)),
                 None => {}
@@ -51,15 +52,20 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     Ok(Header { format: ImageFormat::Png, stored, orientation: metadata.orientation(), has_alpha })
 }
 
-/// The text of a chunk whose keyword says that it tells the orientation.
-fn orienting_text(window: Window<'_>, at: u64, len: u64, kind: &[u8]) -> Result<Option<(Keyword, Vec<u8>)>, Stop> {
+/// The text of a chunk of `len` bytes at `at` whose keyword says that it tells the orientation.
+fn orienting_text(
+    texts: &mut Texts,
+    window: Window<'_>,
+    (at, len): (u64, u64),
+    kind: &[u8],
+) -> Result<Option<(Keyword, Vec<u8>)>, Stop> {
     if !kind.ends_with(b"Xt") {
         return Ok(None);
     }
     let start = window.bytes(at, len.min(Keyword::BYTES), "text chunk")?;
     let Some((keyword, skipped)) = Keyword::of(kind, start) else { return Ok(None) };
     let rest = window.bytes(at + skipped, Keyword::bytes_max(len - skipped), "text chunk")?;
-    Ok(text::text(kind, rest).map(|text| (keyword, text)))
+    Ok(texts.text(kind, rest).map(|text| (keyword, text)))
 }
 
 fn image_header(ihdr: &[u8; 13]) -> Result<(Size, bool), Fault> {

@@ -7,6 +7,12 @@ use flate2::read::ZlibDecoder;
 /// Most bytes of a text that are looked at, as stored and inflated: what Pillow takes, too.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 
+/// Most bytes that the compressed texts of a file may inflate to, all together.
+const INFLATED_BYTES_MAX: u64 = 8 << 20;
+
+/// What a compressed text counts for at least: beginning to inflate costs about as much as so many bytes.
+const INFLATED_BYTES_MIN: u64 = 4 << 10;
+
 /// Bytes of EXIF that are looked at: the first directory stands at its beginning.
 const EXIF_BYTES_MAX: usize = 1 << 16;
 
@@ -36,31 +42,47 @@ impl Keyword {
     }
 }
 
-/// The text of a chunk, given what stands behind the keyword; `None` when it cannot be read.
-pub(super) fn text(kind: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
-    match kind {
-        b"tEXt" => Some(rest.to_vec()),
-        b"zTXt" => inflated(rest.strip_prefix(&[0])?),
-        b"iTXt" => {
-            let (&[flag, method], rest) = rest.split_first_chunk()?;
-            // Language and translated keyword stand before the text.
-            let mut parts = rest.splitn(3, |&byte| byte == 0);
-            let text = parts.nth(2)?;
-            match (flag, method) {
-                (0, _) => Some(text.to_vec()),
-                (_, 0) => inflated(text),
-                _ => None,
-            }
-        }
-        _ => None,
-    }
+/// Reads the texts of one file, which cost no more than a few large ones, however many there are.
+pub(super) struct Texts {
+    /// Bytes that may still be inflated.
+    left: u64,
 }
 
-fn inflated(stream: &[u8]) -> Option<Vec<u8>> {
-    let mut text = Vec::new();
-    // What comes before damage or the limit may tell enough.
-    let _ = ZlibDecoder::new(stream).take(TEXT_BYTES_MAX).read_to_end(&mut text);
-    (!text.is_empty()).then_some(text)
+impl Texts {
+    pub(super) const fn new() -> Self {
+        Self { left: INFLATED_BYTES_MAX }
+    }
+
+    /// The text of a chunk, given what stands behind the keyword; `None` when it cannot be read.
+    pub(super) fn text(&mut self, kind: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
+        match kind {
+            b"tEXt" => Some(rest.to_vec()),
+            b"zTXt" => self.inflated(rest.strip_prefix(&[0])?),
+            b"iTXt" => {
+                let (&[flag, method], rest) = rest.split_first_chunk()?;
+                // Language and translated keyword stand before the text.
+                let mut parts = rest.splitn(3, |&byte| byte == 0);
+                let text = parts.nth(2)?;
+                match (flag, method) {
+                    (0, _) => Some(text.to_vec()),
+                    (_, 0) => self.inflated(text),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    fn inflated(&mut self, stream: &[u8]) -> Option<Vec<u8>> {
+        if self.left == 0 {
+            return None;
+        }
+        let mut text = Vec::new();
+        // What comes before damage or the limit may tell enough.
+        let _ = ZlibDecoder::new(stream).take(TEXT_BYTES_MAX.min(self.left)).read_to_end(&mut text);
+        self.left = self.left.saturating_sub((text.len() as u64).max(INFLATED_BYTES_MIN));
+        (!text.is_empty()).then_some(text)
+    }
 }
 
 /// The EXIF block in a raw profile: an empty line, its name, its length, then digits.
@@ -85,6 +107,7 @@ mod tests {
         assert_eq!(Keyword::of(b"zTXt", b"Raw profile type exif\0\0"), Some((Keyword::RawExif, 22)));
         assert_eq!(Keyword::of(b"tEXt", b"Comment\0"), None);
         assert_eq!(Keyword::of(b"iCCP", b"XML:com.adobe.xmp\0"), None);
+        let text = |kind: &[u8], rest: &[u8]| Texts::new().text(kind, rest);
         assert_eq!(text(b"tEXt", b"abc"), Some(b"abc".to_vec()));
         assert_eq!(text(b"iTXt", b"\0\0en\0name\0abc\0d"), Some(b"abc\0d".to_vec()));
         assert_eq!(text(b"iTXt", b"\0\0en"), None);

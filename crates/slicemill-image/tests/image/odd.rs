@@ -3,7 +3,7 @@
 use slicemill_core::{ErrorClass, ImageOptions, RowError, Size};
 use slicemill_image::{DecodedImage, Orientation, decode, read_header};
 
-use crate::craft::{chunk, gif, gray_png, with_chunk, zlib_bomb};
+use crate::craft::{chunk, gif, gray_png, with_chunk, zlib_bomb, zlib_stored};
 use crate::{images, rare};
 
 fn attempt(bytes: &[u8], name: &str) -> Result<DecodedImage, RowError> {
@@ -70,6 +70,29 @@ fn bombs_in_texts_of_orientation_end_early() {
         assert_eq!(header.unwrap().orientation, Orientation::Upright);
         assert!(peak < 3 << 20, "{peak}");
     }
+}
+
+/// Each of them may be inflated, but not all.
+#[test]
+fn many_bombs_in_texts_of_orientation_end_early() {
+    const PACKET: &[u8] = b"XML:com.adobe.xmp\0\x01\0\0\0";
+    let plain = gray_png(Size::new(7, 5));
+    let bomb = chunk(b"iTXt", &[PACKET, &zlib_bomb(1 << 20)].concat());
+    let compressed = [PACKET, &zlib_stored(br#"<x tiff:Orientation="6"/>"#)].concat();
+    let stored = [b"XML:com.adobe.xmp\0\0\0\0\0".as_slice(), br#"<x tiff:Orientation="8"/>"#].concat();
+    let few = bomb.repeat(3);
+    let many = bomb.repeat(20_000);
+    for (bombs, last, orientation) in [
+        (&few, &compressed, Orientation::from_exif(6)),
+        (&many, &compressed, Some(Orientation::Upright)),
+        (&many, &stored, Orientation::from_exif(8)),
+    ] {
+        let file = [&plain[..33], bombs, &chunk(b"iTXt", last), &plain[33..]].concat();
+        let header = read_header(&file, "bombs.png", &ImageOptions::default()).unwrap();
+        assert_eq!(Some(header.orientation), orientation);
+    }
+    let file = [&plain[..33], &many, &plain[33..]].concat();
+    assert_eq!(attempt(&file, "bombs.png").unwrap(), attempt(&plain, "plain.png").unwrap());
 }
 
 #[test]
