@@ -79,6 +79,9 @@ impl Frame {
         let short = || Fault::bad_header("the frame header is too short");
         let &[8, h1, h0, w1, w0, count, ref specs @ ..] = segment else { return Err(short()) };
         let size = Size::new(u32::from(u16::from_be_bytes([w1, w0])), u32::from(u16::from_be_bytes([h1, h0])));
+        if !matches!(count, 1 | 3 | 4) {
+            return Err(Fault::unsupported(format!("{count} components")));
+        }
         let (specs, _) = specs.as_chunks::<3>();
         if specs.len() < usize::from(count) || size.pixels() == 0 {
             return Err(short());
@@ -356,6 +359,14 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_have_one_three_or_four_components() {
+        for count in 0..=255 {
+            let header = [&[8, 0, 9, 0, 7, count], [1, 0x11, 0].repeat(count.into()).as_slice()].concat();
+            assert_eq!(Frame::parse(&header, 0xC0).is_ok(), [1, 3, 4].contains(&count), "{count}");
+        }
+    }
 
     #[test]
     fn zigzag_visits_every_coefficient_once() {

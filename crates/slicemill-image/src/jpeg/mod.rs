@@ -59,14 +59,24 @@ pub(crate) enum Ending {
     Anywhere,
 }
 
+/// What the file that a stream is part of says of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Embedded {
+    /// What its components mean, whatever it says itself.
+    pub(crate) colour: ColourSpace,
+    /// Most rows that it may have; those beyond the expected ones are of no use.
+    pub(crate) rows_max: u32,
+}
+
 /// Decodes an image to RGB, whatever its orientation. Its size must be `expected`, which the caller has checked against
-/// the limit. `colour` overrides what the file says of its components. Also tells whether the data ended too early.
+/// the limit, but for rows that `embedded` permits. Also tells whether the data ended too early.
 pub(crate) fn decode(
     bytes: &[u8],
     expected: Size,
-    colour: Option<ColourSpace>,
+    embedded: Option<Embedded>,
     ending: Ending,
 ) -> Result<(RgbImage, bool), Fault> {
+    let colour = embedded.map(|embedded| embedded.colour);
     let mut decoder =
         Decoder { bytes, at: 2, tables: Tables::default(), frame: None, colour, ending, truncated: false };
     let first = match decoder.next_scan()? {
@@ -74,9 +84,7 @@ pub(crate) fn decode(
         Next::End | Next::DataEnds => return Err(Fault::truncated("the file ends before the image data")),
     };
     let Some(frame) = decoder.frame.take() else { return Err(Fault::corrupt("image data without a frame header")) };
-    if frame.size != expected {
-        return Err(Fault::corrupt(format!("the image data is {}, the header says {expected}", frame.size)));
-    }
+    check_frame(&frame, expected, embedded)?;
     let bits = (bytes.len() - decoder.at.min(bytes.len())) as u64 * 8;
     if bits < frame.bits_min() && ending == Ending::Complete {
         let (have, need) = (bits / 8, frame.bits_min() / 8);
@@ -93,6 +101,21 @@ pub(crate) fn decode(
         decoder.decode_buffered(frame, first)?
     };
     Ok((image, decoder.truncated))
+}
+
+/// The frame must be what was planned for, before anything is allocated for it.
+fn check_frame(frame: &Frame, expected: Size, embedded: Option<Embedded>) -> Result<(), Fault> {
+    let rows = expected.height..=embedded.map_or(expected.height, |embedded| embedded.rows_max.max(expected.height));
+    if frame.size.width != expected.width || !rows.contains(&frame.size.height) {
+        return Err(Fault::corrupt(format!("the image data is {}, the header says {expected}", frame.size)));
+    }
+    let found = frame.components.len();
+    match embedded.map(|embedded| embedded.colour.components()) {
+        Some(told) if told != found => {
+            Err(Fault::corrupt(format!("the JPEG data has {found} components, where the header says {told}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 struct Decoder<'a> {
@@ -271,8 +294,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn colour_space(&self, frame: &Frame) -> Result<ColourSpace, Fault> {
-        let found = ColourSpace::of(frame, &self.tables)?;
-        Ok(self.colour.filter(|wanted| wanted.components() == found.components()).unwrap_or(found))
+        self.colour.map_or_else(|| ColourSpace::of(frame, &self.tables), Ok)
     }
 
     fn paint(&self, frame: &Frame, coefficients: &[Vec<i16>]) -> Result<RgbImage, Fault> {

@@ -7,7 +7,7 @@ use crate::images;
 use crate::matrix::{attempt, error, pixels};
 
 /// The directory of `tags` with some values that stand behind it, then data.
-fn with_values(mut tags: Vec<Tag>, data: &[u8], tables: &[(u16, u16, &[u32])]) -> Vec<u8> {
+pub fn with_values(mut tags: Vec<Tag>, data: &[u8], tables: &[(u16, u16, &[u32])]) -> Vec<u8> {
     tags.retain(|tag| !tables.iter().any(|table| table.0 == tag.0));
     let mut at = (8 + 2 + 12 * (tags.len() + tables.len()) + 4) as u32;
     let mut behind = Vec::new();

@@ -7,7 +7,7 @@ use super::{Rows, old_jpeg, stop};
 use crate::RgbImage;
 use crate::exif::{Directory, tag};
 use crate::fault::Fault;
-use crate::jpeg::{self, ColourSpace, Ending};
+use crate::jpeg::{self, ColourSpace, Embedded, Ending};
 
 /// What the streams of a file have in common.
 pub(super) enum Tables {
@@ -58,10 +58,13 @@ pub(super) struct JpegRows {
 
 impl JpegRows {
     pub(super) fn new(data: &[u8], tables: &Tables, shape: &Shape, block: &Block) -> Result<Self, Fault> {
-        let rows = if shape.tiled { shape.block.height } else { shape.rows_of(block) };
+        // Some writers fill up the last strip to the height of the others.
+        let rows_max = shape.block.height;
+        let rows = if shape.tiled { rows_max } else { shape.rows_of(block) };
         let size = Size::new(shape.block.width, rows);
         let stream = tables.stream(data, size);
-        let (image, _) = jpeg::decode(&stream, size, Some(shape.components), Ending::Complete)?;
+        let embedded = Embedded { colour: shape.components, rows_max };
+        let (image, _) = jpeg::decode(&stream, size, Some(embedded), Ending::Complete)?;
         Ok(Self { image, samples: if shape.components == ColourSpace::Gray { 1 } else { 3 }, at: 0 })
     }
 }
@@ -79,10 +82,11 @@ impl Rows for JpegRows {
     }
 }
 
-/// Tables without their end marker, then the stream without its start marker.
+/// Tables up to their end marker, behind which some writers leave a byte, then the stream without its start marker.
 fn joined(tables: &[u8], stream: &[u8]) -> Vec<u8> {
-    match (tables.strip_suffix(&[0xFF, 0xD9]), stream.strip_prefix(&[0xFF, 0xD8])) {
-        (Some(tables), Some(rest)) => [tables, rest].concat(),
+    let end = tables.windows(2).rposition(|pair| pair == [0xFF, 0xD9]);
+    match (end, stream.strip_prefix(&[0xFF, 0xD8])) {
+        (Some(end), Some(rest)) => [&tables[..end], rest].concat(),
         _ => stream.to_vec(),
     }
 }

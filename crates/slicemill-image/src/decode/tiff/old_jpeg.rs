@@ -11,7 +11,7 @@ use super::{colour, stop};
 use crate::decode::Decoded;
 use crate::exif::{Directory, tag};
 use crate::fault::Fault;
-use crate::jpeg::{self, ColourSpace, Ending};
+use crate::jpeg::{self, ColourSpace, Embedded, Ending};
 use crate::window::Window;
 
 const START: u8 = 0xD8;
@@ -20,6 +20,7 @@ const SCAN: u8 = 0xDA;
 const QUANTISATION: u8 = 0xDB;
 const HUFFMAN: u8 = 0xC4;
 const BASELINE: u8 = 0xC0;
+const EXTENDED: u8 = 0xC1;
 
 /// Decodes an image of which the file has a whole stream; `None` where it has strips that need tables.
 pub(super) fn decode_whole(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<Option<Decoded>, Fault> {
@@ -28,7 +29,8 @@ pub(super) fn decode_whole(bytes: &[u8], directory: &Directory<'_>, shape: &Shap
     if !whole || shape.planar {
         return Ok(None);
     }
-    let (image, _) = jpeg::decode(stream, shape.size, Some(shape.components), Ending::Complete)?;
+    let embedded = Embedded { colour: shape.components, rows_max: shape.size.height };
+    let (image, _) = jpeg::decode(stream, shape.size, Some(embedded), Ending::Complete)?;
     let mut data = image.into_bytes();
     if shape.components == ColourSpace::Gray {
         data = data.into_iter().step_by(3).collect();
@@ -86,7 +88,7 @@ impl Parts {
         if let Some(stream) = stream(bytes, directory)? {
             for segment in (Segments { bytes: stream, at: 2 }) {
                 match segment.marker {
-                    BASELINE => parts.frame = segment.whole.to_vec(),
+                    BASELINE | EXTENDED => parts.frame = segment.whole.to_vec(),
                     SCAN => {
                         parts.scan = segment.whole.to_vec();
                         break;
