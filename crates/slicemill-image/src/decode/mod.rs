@@ -36,7 +36,7 @@ pub struct DecodedImage {
 /// `truncated` when the bytes end before the image does, `corrupt`, `unsupported_variant`, `too_many_pixels`,
 /// `out_of_memory`. A decoder that panics has met corrupt bytes. With [`Truncated::Allow`], JPEG, PNG, GIF and BMP without
 /// compression are decoded as far as they go; WebP, TIFF and run-length coded BMP that end too early are `truncated` all
-/// the same, and so is an image of which not even the beginning of its data is there.
+/// the same, and so are lossless JPEG and an image of which not even the beginning of its data is there.
 pub fn decode(bytes: &[u8], header: &Header, options: &ImageOptions) -> Result<DecodedImage, RowError> {
     let attempt = catch_unwind(AssertUnwindSafe(|| decode_upright(bytes, header, options)));
     let outcome = attempt.unwrap_or_else(|_| Err(Fault::corrupt("the decoder gave up on bytes that make no sense")));

@@ -18,6 +18,8 @@ use crate::fault::{Fault, zeroed};
 pub(super) struct Samples {
     width: usize,
     height: usize,
+    /// Samples of every component in an MCU of an interleaved scan.
+    samples_in_mcu: usize,
     /// One for each component, empty until its scan came.
     planes: Vec<Vec<u8>>,
 }
@@ -33,11 +35,12 @@ struct Part<'t> {
 impl Samples {
     /// None yet.
     pub(super) fn new(frame: &Frame) -> Result<Self, Fault> {
-        if frame.h_max != 1 || frame.v_max != 1 {
+        if frame.components.iter().any(|component| (component.h, component.v) != (frame.h_max, frame.v_max)) {
             return Err(Fault::unsupported("lossless JPEG with subsampled colours"));
         }
         let planes = frame.components.iter().map(|_| Vec::new()).collect();
-        Ok(Self { width: frame.size.width as usize, height: frame.size.height as usize, planes })
+        let (width, height) = (frame.size.width as usize, frame.size.height as usize);
+        Ok(Self { width, height, samples_in_mcu: frame.h_max * frame.v_max, planes })
     }
 
     /// Every component has come.
@@ -54,6 +57,9 @@ impl Samples {
             let rows = [zeroed(self.width)?, zeroed(self.width)?];
             parts.push(Part { index: part.index, table, rows });
             self.planes[part.index] = zeroed(self.width * self.height)?;
+        }
+        if parts.len() > 1 && self.samples_in_mcu > 1 {
+            return Err(Fault::unsupported("lossless JPEG with several samples of a component side by side"));
         }
         if !tables.restart_interval.is_multiple_of(self.width) {
             return Err(Fault::unsupported("lossless JPEG with restarts inside a row"));

@@ -90,6 +90,25 @@ fn an_arithmetic_image_with_restarts_that_is_cut_and_closed_is_truncated() {
     }
 }
 
+#[test]
+fn lossless_components_that_are_all_sampled_alike_are_not_subsampled() {
+    let interleaved = [frame(0xC3, (2, 2), 3, 0x22), huffman(0), scan(1..=3, [1, 0, 0]), vec![1; 99]].concat();
+    let error = error(&[START.as_slice(), &interleaved, &END].concat(), "interleaved.jpg");
+    assert_eq!(error.class, ErrorClass::UnsupportedVariant);
+    assert!(error.message.contains("side by side"), "{error}");
+
+    // One component after the other, the factors are without effect.
+    let separate = |factors| {
+        let mut stream = [START.as_slice(), &frame(0xC3, (2, 2), 3, factors), &huffman(0)].concat();
+        for id in 1..=3 {
+            // 16 zeros, then a difference of 15 bits, for each of four samples: 124 bits.
+            stream.extend([scan(id..=id, [1, 0, 0]), vec![0, 0, id, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat());
+        }
+        [stream.as_slice(), &END].concat()
+    };
+    assert_eq!(pixels(&separate(0x22), "factors.jpg"), pixels(&separate(0x11), "plain.jpg"));
+}
+
 /// A TIFF in one strip of colours, or gray.
 fn strip(compression: u32, size: Size, samples: u32, stream: &[u8]) -> Vec<u8> {
     let mut tags = gray_tags(size, compression, stream.len() as u32, 0);
