@@ -97,8 +97,9 @@ fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canv
     let tables = jpeg::Tables::read(bytes, directory, shape)?;
     let mut unpacker = Unpacker::new(shape)?;
     let mut canvas = Canvas::new(shape.size, shape.kept)?;
+    let mut decoders = stream::Decoders::default();
     for block in shape.blocks() {
-        let mut rows = open(bytes, &tables, shape, &block)?;
+        let mut rows = open(bytes, &tables, shape, &block, &mut decoders)?;
         if shape.shares_colours() {
             paint_shared(rows.as_mut(), shape, &block, &mut raw, &mut canvas)?;
         } else {
@@ -108,14 +109,20 @@ fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canv
     Ok((canvas, unpacker.seen))
 }
 
-fn open<'a>(bytes: &'a [u8], tables: &jpeg::Tables, shape: &Shape, block: &Block) -> Result<Box<dyn Rows + 'a>, Fault> {
+fn open<'a>(
+    bytes: &'a [u8],
+    tables: &jpeg::Tables,
+    shape: &Shape,
+    block: &Block,
+    decoders: &'a mut stream::Decoders,
+) -> Result<Box<dyn Rows + 'a>, Fault> {
     let data = block.data(bytes)?;
     match shape.compression {
         Compression::Jpeg | Compression::OldJpeg => Ok(Box::new(jpeg::JpegRows::new(data, tables, shape, block)?)),
         Compression::Fax(kind) => {
             Ok(Box::new(fax::FaxRows::new(shape.ordered(data), kind, shape.block.width as usize)))
         }
-        Compression::Stream(codec) => stream::open(shape.ordered(data), codec, shape),
+        Compression::Stream(codec) => stream::open(shape.ordered(data), codec, shape, decoders),
     }
 }
 
