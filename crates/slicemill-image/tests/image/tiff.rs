@@ -243,7 +243,7 @@ fn messages_show_the_beginning_of_a_list() {
     for (tag, photometric, samples) in [(258, 2, 3), (339, 1, 1), (530, 6, 3)] {
         let mut tags = gray_tags(Size::new(1, 1), 1, 3, 1);
         (tags[4].3, tags[6].3) = (photometric, samples);
-        let error = error(&with_values(tags, &[0; 8], &[(tag, 3, &values)]), "list.tif");
+        let error = error(&with_values(tags, &[0; 8], &[(tag, 4, &values)]), "list.tif");
         assert!(error.message.contains("and ") && error.message.len() < 200, "{tag}: {error}");
     }
 }
@@ -301,4 +301,60 @@ fn orientation_in_xmp_counts_where_the_directory_has_none() {
         assert_eq!(header.orientation.exif(), orientation, "{told:?} {gap} {len}");
         assert!(gap == 0 || told.is_some() || have > gap);
     }
+}
+
+/// Where white is, is told by the colours: not by depths beside them, nor by what fills a tile.
+#[test]
+fn white_of_floating_point_samples_is_told_by_colours() {
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let mut tags = gray_tags(Size::new(2, 1), 1, 24, 2);
+    (tags[2].3, tags[6].3) = (32, 3);
+    tags.extend([Tag(338, 3, 1, 0), Tag(339, 3, 1, 3)]);
+    let beside = tiff(&tags, 0, &bytes(&[0.5, 900.0, 900.0, 1.0, 900.0, 900.0]));
+    let mut tags = gray_tags(Size::new(2, 1), 1, 4 * 256, 5);
+    tags[2].3 = 32;
+    let at = tags[5].3;
+    tags.extend([
+        Tag(322, 4, 1, 16),
+        Tag(323, 4, 1, 16),
+        Tag(324, 4, 1, at),
+        Tag(325, 4, 1, 4 * 256),
+        Tag(339, 3, 1, 3),
+    ]);
+    let mut values = vec![900.0; 256];
+    values[..2].copy_from_slice(&[0.5, 1.0]);
+    for file in [beside, tiff(&tags, 0, &bytes(&values))] {
+        assert_eq!(pixels(&file, "float.tif").image.as_bytes(), [128, 128, 128, 255, 255, 255]);
+    }
+}
+
+/// Indices are not stretched, the alpha beside them is.
+#[test]
+fn alpha_beside_indices_of_few_bits_is_whole() {
+    let map: Vec<u32> = (0..48).map(|index| (index % 16) * 17 * 257).collect();
+    let mut tags = gray_tags(Size::new(2, 1), 1, 2, 1);
+    (tags[2].3, tags[4].3, tags[6].3) = (4, 3, 2);
+    tags.push(Tag(338, 3, 1, 2));
+    let at = tags[5].3 + 12;
+    tags[5].3 = at + 4 * 48;
+    let file = with_values(tags, &[0x5F, 0x50], &[(320, 4, &map)]);
+    let image = pixels(&file, "alpha.tif").image;
+    assert_eq!(image.as_bytes(), [85, 85, 85, 255, 255, 255]);
+}
+
+/// Of two filters of differences only one would be undone.
+#[test]
+fn differences_of_differences_in_xz_are_unsupported() {
+    let start = [0xFD, b'7', b'z', b'X', b'Z', 0, 0, 0, 0, 0, 0, 0];
+    // Size and flags of the block, three filters, their end and a checksum.
+    let block = [4, 2, 3, 1, 0, 3, 1, 1, 0x21, 1, 0x16, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // One chunk that is stored, then the end.
+    let chunk = [1, 0, 3, 7, 0, 0, 0, 0];
+    let stream = [start.as_slice(), &block, &chunk].concat();
+    let file = |stream: &[u8]| tiff(&gray_tags(Size::new(4, 1), 34925, stream.len() as u32, 0), 0, stream);
+    assert_eq!(error(&file(&stream), "deltas.tif").class, ErrorClass::UnsupportedVariant);
+    // With one of them it is decoded.
+    let block = [3, 1, 3, 1, 0, 0x21, 1, 0x16, 0, 0, 0, 0, 0, 0, 0, 0];
+    let image = pixels(&file(&[start.as_slice(), &block, &chunk].concat()), "delta.tif").image;
+    assert_eq!(image.as_bytes(), [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]);
 }

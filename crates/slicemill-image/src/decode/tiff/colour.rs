@@ -64,7 +64,13 @@ fn looked_up(data: &[u8], shape: &Shape, directory: &Directory<'_>) -> Result<Ve
     let map: Vec<u64> = map.iter().collect();
     let colours: Vec<[u8; 3]> =
         (0..entries).map(|index| [0, 1, 2].map(|plane| (map[plane * entries + index] >> 8) as u8)).collect();
-    mapped(data, shape.kept, |pixel| colours[usize::from(pixel[0])])
+    let mut out = mapped(data, shape.kept, |pixel| colours[usize::from(pixel[0])])?;
+    if shape.kept == 2 {
+        // Indices were not stretched to 8 bits, nor was the alpha beside them.
+        let factor = (255 / (entries - 1)) as u8;
+        out.as_chunks_mut::<4>().0.iter_mut().for_each(|pixel| pixel[3] *= factor);
+    }
+    Ok(out)
 }
 
 /// Four inks (255 is full) to RGB, as in Pillow.

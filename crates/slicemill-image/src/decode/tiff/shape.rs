@@ -116,7 +116,7 @@ impl Colours {
         }
     }
 
-    const fn samples(self) -> usize {
+    pub(super) const fn samples(self) -> usize {
         match self {
             Self::Gray { .. } | Self::Palette => 1,
             Self::Rgb | Self::YCbCr | Self::Lab { .. } => 3,
