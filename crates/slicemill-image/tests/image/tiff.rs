@@ -263,6 +263,12 @@ fn zstandard_windows_have_a_limit() {
             }
         }
     }
+    // A frame that is its own history, of 2^25 bytes and one more.
+    for (last, class) in [(0, ErrorClass::Truncated), (1, ErrorClass::UnsupportedVariant)] {
+        let frame = [0x28, 0xB5, 0x2F, 0xFD, 0xA0, last, 0, 0, 2, 0x0B];
+        let file = tiff(&gray_tags(size, 50000, 10, 0), 0, &frame);
+        assert_eq!(error(&file, "segment.tif").class, class, "{last}");
+    }
 }
 
 /// XMP tells where the directory does not. It may stand behind what was read first.

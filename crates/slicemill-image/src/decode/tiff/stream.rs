@@ -77,17 +77,29 @@ pub(super) fn open<'a>(
     })
 }
 
-/// The history that the header of a Zstandard frame asks for (RFC 8878, 3.1.1.1.2). A frame that tells its length in
-/// its place is short, or its strip is at fault; what is no frame is left to the decoder.
 fn check_zstd_window(data: &[u8]) -> Result<(), Fault> {
-    let [0x28, 0xB5, 0x2F, 0xFD, descriptor, window, ..] = *data else { return Ok(()) };
-    let exponent = 10 + u32::from(window >> 3);
-    let bytes = (1u64 << exponent) + u64::from(window & 7) * (1 << (exponent - 3));
-    if descriptor & 0x20 == 0 && bytes > 1 << ZSTD_WINDOW_LOG_MAX {
-        let limit = 1u64 << ZSTD_WINDOW_LOG_MAX;
-        return Err(Fault::unsupported(format!("a Zstandard window of {bytes} bytes, more than the limit of {limit}")));
+    match zstd_window(data) {
+        Some(bytes) if bytes > 1 << ZSTD_WINDOW_LOG_MAX => {
+            let limit = 1u64 << ZSTD_WINDOW_LOG_MAX;
+            Err(Fault::unsupported(format!("a Zstandard window of {bytes} bytes, more than the limit of {limit}")))
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// The history that the header of a Zstandard frame asks for (RFC 8878, 3.1.1.1); what is no frame is left to the
+/// decoder.
+fn zstd_window(data: &[u8]) -> Option<u64> {
+    let (&descriptor, rest) = data.strip_prefix(&[0x28, 0xB5, 0x2F, 0xFD])?.split_first()?;
+    if descriptor & 0x20 == 0 {
+        let window = *rest.first()?;
+        let exponent = 10 + u32::from(window >> 3);
+        return Some((1 << exponent) + u64::from(window & 7) * (1 << (exponent - 3)));
+    }
+    // A frame that is its own history tells its length, behind the number of a dictionary.
+    let dictionary_bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let length = rest.get(dictionary_bytes..)?.get(..1 << (descriptor >> 6))?;
+    Some(length.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)))
 }
 
 /// Rows one after the other.
@@ -152,10 +164,11 @@ impl Read for Deflate<'_> {
             let ends = rest.is_empty();
             let flush = if ends { FlushDecompress::Finish } else { FlushDecompress::None };
             let status = self.decoder.decompress(rest, out, flush);
-            self.source.at += (self.decoder.total_in() - before_in) as usize;
+            let taken = (self.decoder.total_in() - before_in) as usize;
+            self.source.at += taken;
             let given = (self.decoder.total_out() - before_out) as usize;
             let status = status.map_err(|_| io::Error::other("deflate codes that make no sense"))?;
-            if given > 0 || ends || out.is_empty() || status == Status::StreamEnd {
+            if given > 0 || taken == 0 || ends || out.is_empty() || status == Status::StreamEnd {
                 return Ok(given);
             }
         }
