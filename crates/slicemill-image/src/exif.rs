@@ -39,6 +39,7 @@ pub(crate) mod tag {
     pub(crate) const YCBCR_COEFFICIENTS: u16 = 529;
     pub(crate) const YCBCR_SUBSAMPLING: u16 = 530;
     pub(crate) const REFERENCE_BLACK_WHITE: u16 = 532;
+    pub(crate) const XMP: u16 = 700;
 }
 
 /// Most entries that are looked at: real directories have a few dozen.
@@ -46,6 +47,12 @@ const ENTRIES_MAX: u64 = 4096;
 
 /// The type of values that are two numbers of 4 bytes, one over the other.
 const RATIONAL: u64 = 5;
+
+/// Most values of a tag that are taken into memory: no table is nearly as long.
+const VALUES_MAX: u64 = 1 << 18;
+
+/// Values of a list that a message shows.
+const SHOWN_MAX: usize = 8;
 
 /// What a value is called in messages.
 const VALUE: &str = "value of a directory entry";
@@ -57,6 +64,42 @@ struct Entry {
     count: u64,
     /// Where the first stands.
     at: u64,
+}
+
+/// Whole numbers of one tag, read where they stand.
+pub(crate) struct List<'a> {
+    bytes: &'a [u8],
+    value_bytes: usize,
+    little_endian: bool,
+    /// How many the directory has, which may be more than were asked for.
+    pub(crate) count: u64,
+}
+
+impl List<'_> {
+    /// A value, where there are as many and it was asked for.
+    pub(crate) fn get(&self, index: usize) -> Option<u64> {
+        let start = index.checked_mul(self.value_bytes)?;
+        let bytes = self.bytes.get(start..)?.get(..self.value_bytes)?;
+        Some(whole(bytes, self.little_endian))
+    }
+
+    /// The values that were asked for.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.bytes.chunks_exact(self.value_bytes).map(|bytes| whole(bytes, self.little_endian))
+    }
+
+    /// The first values and how many there are, for messages: a list may be as long as the file.
+    pub(crate) fn shown(&self) -> String {
+        let first: Vec<u64> = self.iter().take(SHOWN_MAX).collect();
+        let more = self.count.saturating_sub(first.len() as u64);
+        if more == 0 { format!("{first:?}") } else { format!("{first:?} and {more} more") }
+    }
+}
+
+/// An unsigned number.
+fn whole(bytes: &[u8], little_endian: bool) -> u64 {
+    let fold = |number: u64, &byte: &u8| (number << 8) | u64::from(byte);
+    if little_endian { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) }
 }
 
 /// The first directory of a TIFF file or EXIF block.
@@ -93,9 +136,7 @@ impl<'a> Directory<'a> {
 
     /// An unsigned number of 1, 2, 4 or 8 bytes.
     fn number(&self, offset: u64, len: u64, what: &str) -> Result<u64, Stop> {
-        let bytes = self.window.bytes(offset, len, what)?;
-        let fold = |number: u64, &byte: &u8| (number << 8) | u64::from(byte);
-        Ok(if self.little_endian { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
+        Ok(whole(self.window.bytes(offset, len, what)?, self.little_endian))
     }
 
     /// Finds the entry of a tag whose values are whole numbers.
@@ -146,14 +187,34 @@ impl<'a> Directory<'a> {
         self.number(entry.at, entry.value_bytes, VALUE).map(Some)
     }
 
-    /// All values of a whole-number tag; none when the directory does not have it.
+    /// The first values of a whole-number tag, `wanted` at most; none when the directory does not have it.
+    pub(crate) fn list(&self, tag: u16, wanted: u64) -> Result<List<'a>, Stop> {
+        let little_endian = self.little_endian;
+        let Some(entry) = self.find_whole(tag)? else {
+            return Ok(List { bytes: &[], value_bytes: 1, little_endian, count: 0 });
+        };
+        let taken = entry.count.min(wanted).saturating_mul(entry.value_bytes);
+        let bytes = self.window.bytes(entry.at, taken, VALUE)?;
+        Ok(List { bytes, value_bytes: entry.value_bytes as usize, little_endian, count: entry.count })
+    }
+
+    /// All values of a whole-number tag, of which no image needs many; none when the directory does not have it.
     pub(crate) fn values(&self, tag: u16) -> Result<Vec<u64>, Stop> {
-        let Some(entry) = self.find_whole(tag)? else { return Ok(Vec::new()) };
-        // The bytes must be there before anything is allocated for them.
-        self.window.bytes(entry.at, entry.count.saturating_mul(entry.value_bytes), VALUE)?;
-        (0..entry.count)
-            .map(|index| self.number(entry.at + index * entry.value_bytes, entry.value_bytes, VALUE))
-            .collect()
+        let list = self.list(tag, VALUES_MAX)?;
+        if list.count > VALUES_MAX {
+            return Err(Fault::corrupt(format!("a table of {} values", list.count)).into());
+        }
+        Ok(list.iter().collect())
+    }
+
+    /// The bytes of a tag, `wanted` at most: `None` when the directory does not have it or the file ends before them.
+    pub(crate) fn bytes(&self, tag: u16, wanted: u64) -> Result<Option<&'a [u8]>, Stop> {
+        let Some(entry) = self.find(tag)?.filter(|entry| entry.value_bytes == 1) else { return Ok(None) };
+        match self.window.bytes(entry.at, entry.count.min(wanted), VALUE) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Stop::Fault(_)) => Ok(None),
+            Err(need) => Err(need),
+        }
     }
 
     /// `N` fractions (which may divide by zero) or whole numbers, or `None` when the directory does not have as many under this tag.
@@ -176,10 +237,10 @@ impl<'a> Directory<'a> {
         self.little_endian
     }
 
-    /// The orientation; anything but 1 to 8 is upright.
-    pub(crate) fn orientation(&self) -> Result<Orientation, Stop> {
-        let number = self.get(tag::ORIENTATION)?.and_then(|number| u32::try_from(number).ok());
-        Ok(number.and_then(Orientation::from_exif).unwrap_or_default())
+    /// The orientation, if the directory has one; anything but 1 to 8 is upright.
+    pub(crate) fn orientation(&self) -> Result<Option<Orientation>, Stop> {
+        let known = |number| u32::try_from(number).ok().and_then(Orientation::from_exif).unwrap_or_default();
+        Ok(self.get(tag::ORIENTATION)?.map(known))
     }
 }
 
@@ -188,8 +249,7 @@ impl<'a> Directory<'a> {
 pub(crate) fn orientation(block: &[u8]) -> Option<Orientation> {
     let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
     let directory = Directory::open(Window::new(block, block.len() as u64)).ok()?;
-    let number = directory.get(tag::ORIENTATION).ok()??;
-    Some(u32::try_from(number).ok().and_then(Orientation::from_exif).unwrap_or_default())
+    directory.orientation().ok()?
 }
 
 #[cfg(test)]

@@ -39,10 +39,11 @@ impl Header {
     /// through, and coefficients of a progressive JPEG.
     pub const fn decode_bytes_max(&self) -> u64 {
         let per_pixel = match self.format {
-            ImageFormat::Jpeg => 9,
+            ImageFormat::Jpeg => 11,
             ImageFormat::Png | ImageFormat::Bmp => 7,
             ImageFormat::Gif => 8,
-            ImageFormat::WebP | ImageFormat::Tiff => 12,
+            ImageFormat::WebP => 12,
+            ImageFormat::Tiff => 16,
         };
         self.stored.pixels() * per_pixel
     }

@@ -3,10 +3,13 @@
 use slicemill_core::Size;
 
 use super::Header;
-use crate::ImageFormat;
 use crate::exif::{Directory, tag};
 use crate::fault::Fault;
 use crate::window::{Stop, Window};
+use crate::{ImageFormat, Orientation, xmp};
+
+/// The longest beginning of an XMP packet in which the orientation is looked for.
+const XMP_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads size, orientation and whether an extra sample is alpha.
 pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
@@ -16,9 +19,17 @@ pub(super) fn parse(window: Window<'_>) -> Result<Header, Stop> {
     Ok(Header {
         format: ImageFormat::Tiff,
         stored: Size::new(width, height),
-        orientation: directory.orientation()?,
+        orientation: orientation(&directory)?,
         has_alpha: Alpha::of(&directory)? != Alpha::None,
     })
+}
+
+/// The orientation of the directory, or where that has none of its XMP packet. (As in Pillow's `exif_transpose`.)
+fn orientation(directory: &Directory<'_>) -> Result<Orientation, Stop> {
+    if let Some(told) = directory.orientation()? {
+        return Ok(told);
+    }
+    Ok(directory.bytes(tag::XMP, XMP_BYTES_MAX)?.and_then(xmp::orientation).unwrap_or_default())
 }
 
 /// What the samples beyond the colours are.

@@ -2,7 +2,7 @@
 //!
 //! The rules for odd files are Pillow's: colours beyond the palette are black, the palette is read from behind the
 //! header even where the pixels are said to begin there, pixels that a run-length code skips have colour 0, runs are cut
-//! off at the end of a row, and literal pixels go on in the next one.
+//! off at the end of a row, literal pixels go on in the next one, and an end mark before the last pixel is an error.
 
 use slicemill_core::Size;
 
@@ -86,12 +86,12 @@ impl<'a> Runs<'a> {
         byte.ok_or_else(|| Fault::truncated("the file ends inside the run-length coded pixels"))
     }
 
-    /// Decodes up to the end mark, or until every pixel has come.
+    /// Decodes until every pixel has come or been skipped.
     fn decode(mut self, nibbles: bool) -> Result<Vec<u8>, Fault> {
         while self.passed < self.indices.len() {
             match (self.byte()?, self.byte()?) {
                 (0, 0) => self.end_row(),
-                (0, 1) => break,
+                (0, 1) => return Err(Fault::truncated("the run-length code ends before the last pixel")),
                 (0, 2) => self.leap()?,
                 (0, count) => self.literals(usize::from(count), nibbles)?,
                 (count, value) => self.run(usize::from(count), value, nibbles),
@@ -156,19 +156,19 @@ mod tests {
     fn runs_literals_and_leaps() {
         assert_eq!(decoded(&[3, 7, 0, 0, 0, 3, 1, 2, 3, 0, 0, 1], 3, 2, false).unwrap(), [7, 7, 7, 1, 2, 3]);
         assert_eq!(decoded(&[3, 0x12, 0, 0, 0, 3, 0x34, 0x50], 3, 2, true).unwrap(), [1, 2, 1, 3, 4, 5]);
-        // One to the right and one row on; the end leaves what follows at colour 0.
-        assert_eq!(decoded(&[1, 9, 0, 2, 1, 1, 1, 8, 0, 1], 3, 3, false).unwrap(), [9, 0, 0, 0, 0, 8, 0, 0, 0]);
+        // One to the right and one row on; what is skipped up to the end has colour 0.
+        assert_eq!(decoded(&[1, 9, 0, 2, 1, 1, 1, 8, 0, 2, 0, 9], 3, 3, false).unwrap(), [9, 0, 0, 0, 0, 8, 0, 0, 0]);
     }
 
     #[test]
     fn runs_end_with_their_row_and_literals_do_not() {
         assert_eq!(decoded(&[9, 5, 0, 0, 9, 6], 2, 2, false).unwrap(), [5, 5, 6, 6]);
-        assert_eq!(decoded(&[0, 3, 1, 2, 3, 0, 0, 1], 2, 2, false).unwrap(), [1, 2, 3, 0]);
+        assert_eq!(decoded(&[0, 3, 1, 2, 3, 0, 0, 0], 2, 2, false).unwrap(), [1, 2, 3, 0]);
     }
 
     #[test]
     fn a_code_that_ends_early_is_truncated() {
-        for code in [&[][..], &[3], &[3, 7], &[0, 2, 1], &[0, 4, 1, 2]] {
+        for code in [&[][..], &[3], &[3, 7], &[0, 2, 1], &[0, 4, 1, 2], &[0, 1], &[3, 7, 0, 0, 2, 8, 0, 1]] {
             let fault = decoded(code, 3, 2, false).unwrap_err();
             assert_eq!(fault.class, slicemill_core::ErrorClass::Truncated, "{code:?}");
         }

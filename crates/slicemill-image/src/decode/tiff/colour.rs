@@ -56,14 +56,21 @@ fn divide_by_alpha(data: &mut [u8], samples: usize) {
 
 /// Indices to the colours of the palette, of which the upper bytes count.
 fn looked_up(data: &[u8], shape: &Shape, directory: &Directory<'_>) -> Result<Vec<u8>, Fault> {
-    let map = directory.values(tag::COLOR_MAP).map_err(stop)?;
     let entries = 1usize << shape.bits;
-    if map.len() != 3 * entries {
-        return Err(Fault::corrupt(format!("a palette of {} values for {} bits", map.len(), shape.bits)));
+    let map = directory.list(tag::COLOR_MAP, 3 * entries as u64).map_err(stop)?;
+    if map.count != 3 * entries as u64 {
+        return Err(Fault::corrupt(format!("a palette of {} values for {} bits", map.count, shape.bits)));
     }
+    let map: Vec<u64> = map.iter().collect();
     let colours: Vec<[u8; 3]> =
         (0..entries).map(|index| [0, 1, 2].map(|plane| (map[plane * entries + index] >> 8) as u8)).collect();
-    mapped(data, shape.kept, |pixel| colours[usize::from(pixel[0])])
+    let mut out = mapped(data, shape.kept, |pixel| colours[usize::from(pixel[0])])?;
+    if shape.kept == 2 {
+        // Indices were not stretched to 8 bits, nor was the alpha beside them.
+        let factor = (255 / (entries - 1)) as u8;
+        out.as_chunks_mut::<4>().0.iter_mut().for_each(|pixel| pixel[3] *= factor);
+    }
+    Ok(out)
 }
 
 /// Four inks (255 is full) to RGB, as in Pillow.

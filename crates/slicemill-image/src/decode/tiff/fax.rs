@@ -2,8 +2,8 @@
 //! rows of TIFF 6.0, section 10.
 //!
 //! A row is held as the columns where its colour changes, white first: of a row that begins black the first is 0.
-//! Codes that make no sense are an error, as is a row that is longer or shorter than the image is wide; rows after an
-//! explicit end are white.
+//! Codes that make no sense are an error, as is a row that is longer or shorter than the image is wide, and an end before
+//! the last row: the rows that are missing would be white without anybody having coded them.
 
 use std::borrow::Cow;
 
@@ -13,6 +13,9 @@ use crate::fault::Fault;
 
 /// Bits of an end-of-line code, without the zeros that may precede it.
 const EOL_BITS: usize = 12;
+
+/// As many end-of-line codes in a row are the end of Group 3 (T.4, 4.1.4).
+const END_CODES: usize = 6;
 
 /// How rows are coded and kept apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +38,14 @@ pub(super) struct FaxRows<'a> {
     /// Changes of the row before.
     reference: Vec<usize>,
     current: Vec<usize>,
-    /// An end was coded.
-    ended: bool,
+    /// Blank rows that are still to come before the next that is coded.
+    blank: usize,
 }
 
 impl<'a> FaxRows<'a> {
     pub(super) fn new(data: Cow<'a, [u8]>, kind: FaxKind, width: usize) -> Self {
         let bits = Bits { data, at: 0 };
-        Self { bits, kind, width, reference: Vec::new(), current: Vec::new(), ended: false }
+        Self { bits, kind, width, reference: Vec::new(), current: Vec::new(), blank: 0 }
     }
 }
 
@@ -50,24 +53,22 @@ impl Rows for FaxRows<'_> {
     fn next(&mut self, row: &mut [u8]) -> Result<(), Fault> {
         std::mem::swap(&mut self.reference, &mut self.current);
         self.current.clear();
-        if !self.ended {
-            match self.kind {
-                FaxKind::Rows { align } => {
-                    self.bits.at = self.bits.at.next_multiple_of(align);
+        match self.kind {
+            FaxKind::Rows { align } => {
+                self.bits.at = self.bits.at.next_multiple_of(align);
+                self.runs()?;
+            }
+            FaxKind::Group3 => {
+                if self.new_line()? {
                     self.runs()?;
                 }
-                FaxKind::Group3 => {
-                    if self.new_line() {
-                        self.runs()?;
-                    }
-                }
-                FaxKind::Group3TwoDimensional => {
-                    if self.new_line() {
-                        if self.bits.take(1) == 1 { self.runs()? } else { self.changes()? }
-                    }
-                }
-                FaxKind::Group4 => self.changes()?,
             }
+            FaxKind::Group3TwoDimensional => {
+                if self.new_line()? {
+                    if self.bits.take(1) == 1 { self.runs()? } else { self.changes()? }
+                }
+            }
+            FaxKind::Group4 => self.changes()?,
         }
         row.fill(0);
         for black in self.current.chunks(2) {
@@ -78,25 +79,38 @@ impl Rows for FaxRows<'_> {
 }
 
 impl FaxRows<'_> {
-    /// Steps over the end-of-line code, and the zeros that fill bytes before it. Two in a row end the image, which is
-    /// then told by `false`. The first row has a code before it too, but not in every file.
-    fn new_line(&mut self) -> bool {
+    /// Steps over the end-of-line code, and the zeros that fill bytes before it. Each further code in a row is a blank
+    /// row (as in libtiff), which is told by `false`, unless they are the end. The first row has a code before it too,
+    /// but not in every file.
+    fn new_line(&mut self) -> Result<bool, Fault> {
+        if self.blank == 0 {
+            let codes = self.end_of_line_codes();
+            if codes >= END_CODES || (codes > 1 && self.bits.left() == 0) {
+                return Err(ended());
+            }
+            self.blank = codes.max(1);
+        }
+        self.blank -= 1;
+        Ok(self.blank == 0)
+    }
+
+    /// Steps over end-of-line codes and what fills bytes before and behind them, up to the number that is an end.
+    fn end_of_line_codes(&mut self) -> usize {
         let mut codes = 0;
         while self.bits.peek(EOL_BITS - 1) == 0 && self.bits.left() > 0 {
             self.bits.skip_zeros();
+            if self.bits.left() == 0 || codes == END_CODES {
+                break;
+            }
             self.bits.at += 1;
             codes += 1;
-            if codes == 2 {
-                self.ended = true;
-                return false;
-            }
             // The bit behind the code, of an end that is made of codes alone.
             let two = self.kind == FaxKind::Group3TwoDimensional;
             if two && self.bits.peek(EOL_BITS) == 1 << (EOL_BITS - 1) {
                 self.bits.at += 1;
             }
         }
-        true
+        codes
     }
 
     /// A row of runs, white and black in turn.
@@ -164,10 +178,7 @@ impl FaxRows<'_> {
                     above = if above > 0 { above - 1 } else { 1 };
                     at = Some(to);
                 }
-                Mode::End => {
-                    self.ended = true;
-                    return if from == 0 { Ok(()) } else { Err(self.nonsense()) };
-                }
+                Mode::End => return Err(if from == 0 { ended() } else { self.nonsense() }),
             }
             // Runs of no length make no row longer.
             if self.current.len() > self.width + 2 {
@@ -203,6 +214,10 @@ impl FaxRows<'_> {
         }
         Fault::corrupt("facsimile codes that make no sense")
     }
+}
+
+fn ended() -> Fault {
+    Fault::truncated("the facsimile codes tell their end before the last row")
 }
 
 /// A code of two dimensions.
@@ -302,12 +317,37 @@ mod tests {
         for (start, fill) in [(EOL, ""), ("", ""), (EOL, "00000"), ("00000000000000000001", "0000")] {
             let text = format!("{start}{first}{fill}{EOL}{second}{}", EOL.repeat(6));
             assert_eq!(rows(&text, FaxKind::Group3, 10, 2).unwrap(), [0x0E, 0, 0xFF, 0xC0], "{text}");
-            // Rows after the end are white.
-            assert_eq!(rows(&text, FaxKind::Group3, 10, 3).unwrap()[4..], [0, 0]);
+            assert_eq!(rows(&text, FaxKind::Group3, 10, 3).unwrap_err().class, ErrorClass::Truncated);
         }
         // A row of changes, straight below; the bit behind the code tells.
         let text = format!("{EOL}1 {first} {EOL}0 1 1 1 {}", format!("{EOL}1").repeat(6));
-        assert_eq!(rows(&text, FaxKind::Group3TwoDimensional, 10, 3).unwrap(), [0x0E, 0, 0x0E, 0, 0, 0]);
+        assert_eq!(rows(&text, FaxKind::Group3TwoDimensional, 10, 2).unwrap(), [0x0E, 0, 0x0E, 0]);
+        assert_eq!(rows(&text, FaxKind::Group3TwoDimensional, 10, 3).unwrap_err().class, ErrorClass::Truncated);
+    }
+
+    /// What libtiff makes of the same codes: every end-of-line code behind the first is a blank row.
+    #[test]
+    fn codes_in_a_row_are_blank_rows_or_the_end() {
+        let row = "1011 10 1000";
+        for codes in 1..=5 {
+            let mut expected = vec![0x0E, 0];
+            expected.resize(2 * codes, 0);
+            expected.extend([0x0E, 0, 0x0E, 0]);
+            let text = format!("{EOL}{row}{}{row}{EOL}{row}", EOL.repeat(codes));
+            assert_eq!(rows(&text, FaxKind::Group3, 10, codes + 2).unwrap(), expected, "{codes}");
+            let (eol, behind) = (format!("{EOL}1"), format!("{EOL}0 1 1 1"));
+            let text = format!("{eol}{row}{}{row}{behind}", eol.repeat(codes));
+            assert_eq!(rows(&text, FaxKind::Group3TwoDimensional, 10, codes + 2).unwrap(), expected, "{codes}");
+        }
+        // As many as an end has, and some with nothing behind them.
+        let text = |codes, behind: &str| format!("{EOL}{row}{}{behind}", EOL.repeat(codes));
+        for (codes, behind) in [(6, row), (7, row), (2, ""), (5, ""), (2, "0000000000000000")] {
+            let fault = rows(&text(codes, behind), FaxKind::Group3, 10, 9).unwrap_err();
+            assert_eq!(fault.class, ErrorClass::Truncated, "{codes} {behind}");
+        }
+        // An image may begin with blank rows.
+        let text = format!("{}{row}", EOL.repeat(3));
+        assert_eq!(rows(&text, FaxKind::Group3, 10, 3).unwrap(), [0, 0, 0, 0, 0x0E, 0]);
     }
 
     #[test]
@@ -317,7 +357,10 @@ mod tests {
         let text = format!("001 1011 10 1  011 0000010 1  0001 1 {EOL}{EOL}");
         assert_eq!(rows(&text, FaxKind::Group4, 10, 3).unwrap_err().class, ErrorClass::Corrupt);
         let text = format!("001 1011 10 1  011 010 1  0001 1 {EOL}{EOL}");
-        assert_eq!(rows(&text, FaxKind::Group4, 10, 4).unwrap(), [0x0E, 0, 0x04, 0, 0, 0, 0, 0]);
+        assert_eq!(rows(&text, FaxKind::Group4, 10, 3).unwrap(), [0x0E, 0, 0x04, 0, 0, 0]);
+        // An end before the last row, or before the first.
+        assert_eq!(rows(&text, FaxKind::Group4, 10, 4).unwrap_err().class, ErrorClass::Truncated);
+        assert_eq!(rows(&format!("{EOL}{EOL}"), FaxKind::Group4, 10, 4).unwrap_err().class, ErrorClass::Truncated);
     }
 
     #[test]

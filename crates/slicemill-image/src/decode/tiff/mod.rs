@@ -16,8 +16,8 @@
 //!
 //! How samples become 8 bits: those of more keep their upper 8, those of fewer are stretched. Signed samples of 16 and
 //! more bits are shifted first, so that the lowest value is black and the highest white; signed samples of 8 bits are
-//! taken for unsigned, as in Pillow. Floating-point samples are white at 1, as image editors write them, where most of
-//! those above 0 are not above 1; otherwise at 255, as Pillow reads them.
+//! taken for unsigned, as in Pillow. Floating-point samples are white at 1, as image editors write them, where most
+//! colours above 0 are not above 1; otherwise at 255, as Pillow reads them.
 
 mod colour;
 mod fax;
@@ -97,8 +97,9 @@ fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canv
     let tables = jpeg::Tables::read(bytes, directory, shape)?;
     let mut unpacker = Unpacker::new(shape)?;
     let mut canvas = Canvas::new(shape.size, shape.kept)?;
+    let mut decoders = stream::Decoders::default();
     for block in shape.blocks() {
-        let mut rows = open(bytes, &tables, shape, &block)?;
+        let mut rows = open(bytes, &tables, shape, &block, &mut decoders)?;
         if shape.shares_colours() {
             paint_shared(rows.as_mut(), shape, &block, &mut raw, &mut canvas)?;
         } else {
@@ -108,14 +109,20 @@ fn paint(bytes: &[u8], directory: &Directory<'_>, shape: &Shape) -> Result<(Canv
     Ok((canvas, unpacker.seen))
 }
 
-fn open<'a>(bytes: &'a [u8], tables: &jpeg::Tables, shape: &Shape, block: &Block) -> Result<Box<dyn Rows + 'a>, Fault> {
+fn open<'a>(
+    bytes: &'a [u8],
+    tables: &jpeg::Tables,
+    shape: &Shape,
+    block: &Block,
+    decoders: &'a mut stream::Decoders,
+) -> Result<Box<dyn Rows + 'a>, Fault> {
     let data = block.data(bytes)?;
     match shape.compression {
         Compression::Jpeg | Compression::OldJpeg => Ok(Box::new(jpeg::JpegRows::new(data, tables, shape, block)?)),
         Compression::Fax(kind) => {
             Ok(Box::new(fax::FaxRows::new(shape.ordered(data), kind, shape.block.width as usize)))
         }
-        Compression::Stream(codec) => stream::open(shape.ordered(data), codec, shape),
+        Compression::Stream(codec) => stream::open(shape.ordered(data), codec, shape, decoders),
     }
 }
 
@@ -130,10 +137,11 @@ fn paint_block(
     let predictor = Predictor::of(shape)?;
     let (per_pixel, kept) = (shape.samples_in_row(), canvas.kept);
     let width = shape.block.width.min(shape.size.width - block.x) as usize;
+    let colours = shape.colours.samples().saturating_sub(block.plane.unwrap_or(0));
     for y in block.y..block.y + shape.rows_of(block) {
         rows.next(raw)?;
         predictor.undo(raw);
-        let samples = unpacker.unpack(raw);
+        let samples = unpacker.unpack(raw, width, colours);
         let out = &mut canvas.row(block.x as usize, y as usize)[..width * kept];
         match block.plane {
             Some(plane) => {

@@ -23,8 +23,9 @@ enum Kind {
 pub(super) struct Unpacker {
     kind: Kind,
     bits: usize,
+    per_pixel: usize,
     white: f64,
-    /// Floating-point samples above 0 and up to 1, and those above 1.
+    /// Floating-point samples of colours above 0 and up to 1, and those above 1.
     pub(super) seen: (u64, u64),
     row: Vec<u8>,
 }
@@ -43,14 +44,16 @@ impl Unpacker {
             (_, 1 | 2 | 4) => Kind::Few { factor: (255 / ((1u16 << bits) - 1)) as u8 },
             (_, _) => Kind::Odd,
         };
-        let samples = shape.block.width as usize * shape.samples_in_row();
+        let per_pixel = shape.samples_in_row();
+        let samples = shape.block.width as usize * per_pixel;
         // Rows of shared colours are unpacked elsewhere.
         let row = zeroed(if kind == Kind::Same || shape.shares_colours() { 0 } else { samples })?;
-        Ok(Self { kind, bits, white: shape.white, seen: (0, 0), row })
+        Ok(Self { kind, bits, per_pixel, white: shape.white, seen: (0, 0), row })
     }
 
-    /// The samples of a row.
-    pub(super) fn unpack<'a>(&'a mut self, raw: &'a [u8]) -> &'a [u8] {
+    /// The samples of a row, of which `pixels` are inside the image and each begins with `colours` samples that are
+    /// colours.
+    pub(super) fn unpack<'a>(&'a mut self, raw: &'a [u8], pixels: usize, colours: usize) -> &'a [u8] {
         match self.kind {
             Kind::Same => return raw,
             Kind::Byte { bytes, at, flip } => {
@@ -79,12 +82,15 @@ impl Unpacker {
                 }
             }
             Kind::Float { bytes, little_endian } => {
-                for (sample, raw) in self.row.iter_mut().zip(raw.chunks_exact(bytes)) {
-                    let value = float(raw, little_endian);
-                    self.seen.0 += u64::from(value > 0.0 && value <= 1.0);
-                    self.seen.1 += u64::from(value > 1.0);
-                    // Casts saturate, and what is not a number is 0.
-                    *sample = if self.white == 1.0 { (value * 255.0).round() as u8 } else { value as u8 };
+                let rows = self.row.chunks_exact_mut(self.per_pixel).zip(raw.chunks_exact(bytes * self.per_pixel));
+                for (samples, raw) in rows.take(pixels) {
+                    for (index, (sample, raw)) in samples.iter_mut().zip(raw.chunks_exact(bytes)).enumerate() {
+                        let value = float(raw, little_endian);
+                        self.seen.0 += u64::from(index < colours && value > 0.0 && value <= 1.0);
+                        self.seen.1 += u64::from(index < colours && value > 1.0);
+                        // Casts saturate, and what is not a number is 0.
+                        *sample = if self.white == 1.0 { (value * 255.0).round() as u8 } else { value as u8 };
+                    }
                 }
             }
         }

@@ -8,7 +8,7 @@ use slicemill_core::Size;
 
 use super::fax::FaxKind;
 use super::stream::Codec;
-use crate::exif::{Directory, tag};
+use crate::exif::{Directory, List, tag};
 use crate::fault::Fault;
 use crate::header::tiff::Alpha;
 use crate::jpeg::ColourSpace;
@@ -43,6 +43,9 @@ const CHECKED: [u16; 16] = [
 /// How often the strips of a file may be the same bytes: some writers share those that are blank, but work must not
 /// grow with the square of the file.
 const SHARED_MAX: u64 = 16;
+
+/// What tiles that are JPEG streams may have beyond the pixels of the image: one of 2048 x 2048.
+const STREAM_PIXELS_SPARE: u64 = 1 << 22;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
@@ -113,7 +116,7 @@ impl Colours {
         }
     }
 
-    const fn samples(self) -> usize {
+    pub(super) const fn samples(self) -> usize {
         match self {
             Self::Gray { .. } | Self::Palette => 1,
             Self::Rgb | Self::YCbCr | Self::Lab { .. } => 3,
@@ -242,10 +245,11 @@ impl Shape {
             return Ok(());
         }
         // Two by two is what holds where nothing is said.
-        let shared = match directory.values(tag::YCBCR_SUBSAMPLING)?.as_slice() {
-            [] => (2, 2),
-            [h, v, ..] if [1, 2, 4].contains(h) && [1, 2, 4].contains(v) => (*h as usize, *v as usize),
-            other => return Err(Fault::corrupt(format!("colours shared by {other:?} pixels")).into()),
+        let told = directory.list(tag::YCBCR_SUBSAMPLING, 2)?;
+        let shared = match (told.get(0), told.get(1)) {
+            (None, _) => (2, 2),
+            (Some(h @ (1 | 2 | 4)), Some(v @ (1 | 2 | 4))) => (h as usize, v as usize),
+            _ => return Err(Fault::corrupt(format!("colours shared by {} pixels", told.shown())).into()),
         };
         self.shared = shared;
         if self.shares_colours() && (self.planar || self.samples != 3 || self.bits != 8 || self.predictor != 1) {
@@ -260,48 +264,76 @@ impl Shape {
     fn read_blocks(&mut self, directory: &Directory<'_>, file_bytes: u64) -> Result<(), Stop> {
         let side =
             |tag| directory.get(tag).map(|side| side.and_then(|side| u32::try_from(side).ok()).filter(|&n| n > 0));
-        let strips = (directory.values(tag::STRIP_OFFSETS)?, directory.values(tag::STRIP_BYTE_COUNTS)?);
-        let tiles = (directory.values(tag::TILE_OFFSETS)?, directory.values(tag::TILE_BYTE_COUNTS)?);
         let tile = side(tag::TILE_WIDTH)?.zip(side(tag::TILE_LENGTH)?);
-        let (mut offsets, mut lengths) = strips;
         if let Some((width, height)) = tile {
             (self.tiled, self.block) = (true, Size::new(width, height));
-            if !tiles.0.is_empty() {
-                (offsets, lengths) = tiles;
-            }
         } else {
             self.block.height = side(tag::ROWS_PER_STRIP)?.unwrap_or(u32::MAX).min(self.size.height);
         }
+        let count = self.check_grid(file_bytes)?;
+        let tiles = directory.list(tag::TILE_OFFSETS, count + 1)?;
+        let (offsets, lengths) = if self.tiled && tiles.count > 0 {
+            (tiles, directory.list(tag::TILE_BYTE_COUNTS, count)?)
+        } else {
+            (directory.list(tag::STRIP_OFFSETS, count + 1)?, directory.list(tag::STRIP_BYTE_COUNTS, count)?)
+        };
+        if offsets.count < count {
+            return Err(
+                Fault::corrupt(format!("{} strips or tiles, where the image has {count}", offsets.count)).into()
+            );
+        }
+        self.places = self.located(&offsets, &lengths, count as usize, file_bytes)?;
+        self.check_sharing(file_bytes)
+    }
+
+    /// How many strips or tiles the image must have, where their size and number make sense for it and the file.
+    fn check_grid(&self, file_bytes: u64) -> Result<u64, Fault> {
         let (across, down) = self.grid();
         let covered = (across * down).saturating_mul(self.block.pixels());
         // A JPEG stream is decoded at once, and takes several times its pixels.
         let streams = matches!(self.compression, Compression::Jpeg | Compression::OldJpeg);
-        let large = streams && self.block.pixels() > self.size.pixels() * 4 + (1 << 20);
+        let large = streams && self.block.pixels() > self.size.pixels() + STREAM_PIXELS_SPARE;
         if large || covered > self.size.pixels() * 4 + SPARE {
-            return Err(Fault::corrupt(format!("tiles of {} for an image of {}", self.block, self.size)).into());
+            return Err(Fault::corrupt(format!("tiles of {} for an image of {}", self.block, self.size)));
         }
-        let count = across * down * if self.planar { self.kept as u64 } else { 1 };
-        if (offsets.len() as u64) < count {
-            return Err(
-                Fault::corrupt(format!("{} strips or tiles, where the image has {count}", offsets.len())).into()
-            );
+        let count = (across * down).saturating_mul(if self.planar { self.kept as u64 } else { 1 });
+        if count.saturating_mul(self.least_work()) > work_max(file_bytes) {
+            return Err(Fault::corrupt(format!("{count} strips or tiles in a file of {file_bytes} bytes")));
         }
+        Ok(count)
+    }
+
+    /// What a strip or tile costs however short it is, in bytes of its data. A real one has 8 bytes and more, and about as
+    /// many in the directory: `SHARED_MAX` times both are never less than this, however many there are.
+    const fn least_work(&self) -> u64 {
+        match self.compression {
+            Compression::Stream(Codec::Stored) => 64,
+            Compression::Stream(_) | Compression::Fax(_) => 192,
+            Compression::Jpeg | Compression::OldJpeg => 2048,
+        }
+    }
+
+    /// Where strips or tiles begin, and how long they are.
+    fn located(
+        &self,
+        offsets: &List<'_>,
+        lengths: &List<'_>,
+        count: usize,
+        file_bytes: u64,
+    ) -> Result<Vec<(u64, u64)>, Fault> {
         let stored = match self.compression {
             Compression::Stream(Codec::Stored) => {
                 Some((self.row_bytes()? as u64).saturating_mul(self.block.height.into()))
             }
             _ => None,
         };
-        self.places = (0..count as usize)
-            .map(|index| {
-                let at = offsets[index];
-                // Where the file does not tell how long a strip is, it may go on to the next, or to the end.
-                let told = lengths.get(index).copied().filter(|&len| len > 0);
-                let next = offsets.get(index + 1).and_then(|next| next.checked_sub(at)).filter(|&len| len > 0);
-                (at, stored.or(told).or(next).unwrap_or(u64::MAX).min(file_bytes.saturating_sub(at)))
-            })
-            .collect();
-        self.check_sharing(file_bytes)
+        let place = |(index, at): (usize, u64)| {
+            // Where the file does not tell how long a strip is, it may go on to the next, or to the end.
+            let told = lengths.get(index).filter(|&len| len > 0);
+            let next = offsets.get(index + 1).and_then(|next| next.checked_sub(at)).filter(|&len| len > 0);
+            (at, stored.or(told).or(next).unwrap_or(u64::MAX).min(file_bytes.saturating_sub(at)))
+        };
+        Ok(offsets.iter().take(count).enumerate().map(place).collect())
     }
 
     /// Stored samples are as long as they have to be, whatever the file says; others must not be the same bytes over and
@@ -310,8 +342,9 @@ impl Shape {
         if self.compression == Compression::Stream(Codec::Stored) {
             return Ok(());
         }
-        let total = self.places.iter().fold(0, |sum: u64, &(_, len)| sum.saturating_add(len));
-        if total > file_bytes.saturating_mul(SHARED_MAX).saturating_add(SPARE) {
+        let least = self.least_work();
+        let total = self.places.iter().fold(0, |sum: u64, &(_, len)| sum.saturating_add(len.max(least)));
+        if total > work_max(file_bytes) {
             return Err(Fault::corrupt(format!("{total} bytes of image data in a file of {file_bytes}")).into());
         }
         Ok(())
@@ -397,7 +430,7 @@ impl Shape {
     /// Tables that go before every strip or tile must not be most of the work.
     pub(super) fn check_repeated(&self, table_bytes: usize, file_bytes: usize) -> Result<(), Fault> {
         let total = (table_bytes as u64).saturating_mul(self.places.len() as u64);
-        if total > (file_bytes as u64).saturating_mul(SHARED_MAX).saturating_add(SPARE) {
+        if total > work_max(file_bytes as u64) {
             return Err(Fault::corrupt(format!("tables of {table_bytes} bytes for {} strips", self.places.len())));
         }
         Ok(())
@@ -419,6 +452,11 @@ impl Shape {
             Cow::Borrowed(data)
         }
     }
+}
+
+/// The bytes of image data that a file may be worth, where some of its strips are the same bytes.
+const fn work_max(file_bytes: u64) -> u64 {
+    file_bytes.saturating_mul(SHARED_MAX).saturating_add(SPARE)
 }
 
 /// What the components of a JPEG stream are, and the colours and samples that it is decoded to.
@@ -449,26 +487,26 @@ fn components(
 
 /// Bits per sample: one number for all samples, or a number for each that is the same.
 fn bits(directory: &Directory<'_>, samples: usize) -> Result<usize, Stop> {
-    let all = directory.values(tag::BITS_PER_SAMPLE)?;
-    let Some(&first) = all.first() else { return Ok(1) };
-    if (all.len() < samples && all.len() > 1) || first == 0 || first > 64 {
-        return Err(Fault::corrupt(format!("bits per sample {all:?} of {samples} samples")).into());
+    let all = directory.list(tag::BITS_PER_SAMPLE, SAMPLES_MAX)?;
+    let Some(first) = all.get(0) else { return Ok(1) };
+    if (all.count < samples as u64 && all.count > 1) || first == 0 || first > 64 {
+        return Err(Fault::corrupt(format!("bits per sample {} of {samples} samples", all.shown())).into());
     }
-    if all.iter().take(samples).any(|&bits| bits != first) {
-        return Err(Fault::unsupported(format!("samples of different bits, {all:?}")).into());
+    if all.iter().take(samples).any(|bits| bits != first) {
+        return Err(Fault::unsupported(format!("samples of different bits, {}", all.shown())).into());
     }
     Ok(first as usize)
 }
 
 fn format(directory: &Directory<'_>) -> Result<Format, Stop> {
-    let all = directory.values(tag::SAMPLE_FORMAT)?;
-    let first = all.first().copied().unwrap_or(1);
+    let all = directory.list(tag::SAMPLE_FORMAT, SAMPLES_MAX)?;
+    let first = all.get(0).unwrap_or(1);
     match first {
-        _ if all.iter().any(|&format| format != first) => {}
+        _ if all.iter().any(|format| format != first) => {}
         1 | 4 => return Ok(Format::Unsigned),
         2 => return Ok(Format::Signed),
         3 => return Ok(Format::Floating),
         _ => {}
     }
-    Err(Fault::unsupported(format!("samples of the formats {all:?}")).into())
+    Err(Fault::unsupported(format!("samples of the formats {}", all.shown())).into())
 }

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::io::{self, BufRead, Read};
 
+use flate2::{Decompress, FlushDecompress, Status};
 use weezl::{BitOrder, LzwStatus};
+use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
 use super::shape::Shape;
 use super::{Rows, xz};
@@ -23,18 +25,49 @@ pub(super) enum Codec {
     Xz,
 }
 
+/// Decoders that serve one strip or tile after the other: to set one up may cost more than to unpack a short strip.
+#[derive(Default)]
+pub(super) struct Decoders {
+    zstd: Option<DCtx<'static>>,
+    deflate: Option<Decompress>,
+}
+
+impl Decoders {
+    fn zstd(&mut self) -> Result<&mut DCtx<'static>, Fault> {
+        let fault = |code| Fault::corrupt(zstd::zstd_safe::get_error_name(code));
+        if self.zstd.is_none() {
+            let mut made = DCtx::try_create().ok_or_else(|| Fault::out_of_memory(1 << 18))?;
+            made.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).map_err(fault)?;
+            self.zstd = Some(made);
+        }
+        let decoder = self.zstd.as_mut().ok_or_else(|| Fault::out_of_memory(1 << 18))?;
+        decoder.reset(ResetDirective::SessionOnly).map_err(fault)?;
+        Ok(decoder)
+    }
+
+    fn deflate(&mut self) -> &mut Decompress {
+        let decoder = self.deflate.get_or_insert_with(|| Decompress::new(true));
+        decoder.reset(true);
+        decoder
+    }
+}
+
 /// Opens a strip or tile.
-pub(super) fn open<'a>(data: Cow<'a, [u8]>, codec: Codec, shape: &Shape) -> Result<Box<dyn Rows + 'a>, Fault> {
+pub(super) fn open<'a>(
+    data: Cow<'a, [u8]>,
+    codec: Codec,
+    shape: &Shape,
+    decoders: &'a mut Decoders,
+) -> Result<Box<dyn Rows + 'a>, Fault> {
     let source = Source { data, at: 0 };
     Ok(match codec {
         Codec::Stored => Box::new(Stream(source)),
         Codec::Lzw => Box::new(Stream(Lzw::new(source))),
-        Codec::Deflate => Box::new(Stream(flate2::bufread::ZlibDecoder::new(source))),
+        Codec::Deflate => Box::new(Stream(Deflate { source, decoder: decoders.deflate() })),
         Codec::PackBits => Box::new(Stream(PackBits { source, run: None })),
         Codec::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(|error| io_fault(&error))?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(|error| io_fault(&error))?;
-            Box::new(Stream(decoder))
+            check_zstd_window(&source.data)?;
+            Box::new(Stream(zstd::stream::read::Decoder::with_context(source, decoders.zstd()?)))
         }
         Codec::Xz => {
             // These are unpacked at once.
@@ -42,6 +75,31 @@ pub(super) fn open<'a>(data: Cow<'a, [u8]>, codec: Codec, shape: &Shape) -> Resu
             Box::new(Stream(io::Cursor::new(xz::decode(&source.data, bytes)?)))
         }
     })
+}
+
+fn check_zstd_window(data: &[u8]) -> Result<(), Fault> {
+    match zstd_window(data) {
+        Some(bytes) if bytes > 1 << ZSTD_WINDOW_LOG_MAX => {
+            let limit = 1u64 << ZSTD_WINDOW_LOG_MAX;
+            Err(Fault::unsupported(format!("a Zstandard window of {bytes} bytes, more than the limit of {limit}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The history that the header of a Zstandard frame asks for (RFC 8878, 3.1.1.1); what is no frame is left to the
+/// decoder.
+fn zstd_window(data: &[u8]) -> Option<u64> {
+    let (&descriptor, rest) = data.strip_prefix(&[0x28, 0xB5, 0x2F, 0xFD])?.split_first()?;
+    if descriptor & 0x20 == 0 {
+        let window = *rest.first()?;
+        let exponent = 10 + u32::from(window >> 3);
+        return Some((1 << exponent) + u64::from(window & 7) * (1 << (exponent - 3)));
+    }
+    // A frame that is its own history tells its length, behind the number of a dictionary.
+    let dictionary_bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let length = rest.get(dictionary_bytes..)?.get(..1 << (descriptor >> 6))?;
+    Some(length.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)))
 }
 
 /// Rows one after the other.
@@ -89,6 +147,31 @@ impl BufRead for Source<'_> {
 
     fn consume(&mut self, bytes: usize) {
         self.at += bytes;
+    }
+}
+
+/// A zlib stream.
+struct Deflate<'a> {
+    source: Source<'a>,
+    decoder: &'a mut Decompress,
+}
+
+impl Read for Deflate<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let (before_in, before_out) = (self.decoder.total_in(), self.decoder.total_out());
+            let rest = self.source.rest();
+            let ends = rest.is_empty();
+            let flush = if ends { FlushDecompress::Finish } else { FlushDecompress::None };
+            let status = self.decoder.decompress(rest, out, flush);
+            let taken = (self.decoder.total_in() - before_in) as usize;
+            self.source.at += taken;
+            let given = (self.decoder.total_out() - before_out) as usize;
+            let status = status.map_err(|_| io::Error::other("deflate codes that make no sense"))?;
+            if given > 0 || taken == 0 || ends || out.is_empty() || status == Status::StreamEnd {
+                return Ok(given);
+            }
+        }
     }
 }
 

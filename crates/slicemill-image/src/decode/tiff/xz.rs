@@ -2,7 +2,7 @@
 //! distance, then LZMA2.
 //!
 //! The history is the output itself, whose length is bounded by the caller: what a header asks for is not allocated.
-//! Checksums are not looked at; the pixels of other compressions have none either.
+//! Checksums are not looked at: damage that the codes do not show stays, as in compressions that have none.
 
 use crate::fault::Fault;
 
@@ -57,6 +57,7 @@ fn block_header(input: &mut Input<'_>) -> Result<Option<usize>, Fault> {
         let (filter, len) = (input.number()?, input.number()?);
         let first = input.byte()?;
         match (filter, len) {
+            (DELTA, 1) if distance.is_some() => return Err(Fault::unsupported("xz with differences of differences")),
             (DELTA, 1) => distance = Some(usize::from(first) + 1),
             (LZMA2, 1) => {}
             _ => return Err(Fault::unsupported(format!("xz filter {filter}"))),
