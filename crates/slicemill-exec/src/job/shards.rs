@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes of content that files grow to when the job does not say: large enough to be read at the speed of a store,
 /// small enough to be fetched by a person.
-pub const FILE_BYTES_DEFAULT: u64 = 128 << 20;
+const FILE_BYTES_DEFAULT: u64 = 128 << 20;
 /// Shards that there are at least before files grow, so that many processes can share a job.
 const SHARDS_BEFORE_GROWTH: u64 = 1024;
 /// Most rows of a shard: as many as `output.shard_rows` takes.
@@ -18,8 +18,7 @@ pub enum ShardSize {
     Rows(u32),
     /// As many rows as are likely to make this many bytes of content.
     Bytes(u64),
-    /// `least` rows; more when there would be many more than a thousand shards, until they hold
-    /// [`FILE_BYTES_DEFAULT`] of content.
+    /// `least` rows; more when there would be many more than a thousand shards, until they hold 128 MiB of content.
     Growing {
         /// A multiple of the rows of a chunk.
         least: u32,
