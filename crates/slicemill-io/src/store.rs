@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
+use futures::future::join_all;
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, path::Path as ObjectPath};
 
@@ -383,13 +384,16 @@ impl OutputStore {
         found(answer.await).map(drop)
     }
 
-    /// Deletes all of `names`, several at a time.
+    /// Deletes all of `names`, several at a time. None is under way any more when it returns.
     pub(crate) async fn delete_all(&self, names: Vec<String>) -> Result<(), IoError> {
-        let deletions = futures::stream::iter(names).map(|name| {
-            let output = self.clone();
-            async move { output.delete(&name).await }
-        });
-        deletions.buffer_unordered(DELETIONS_IN_FLIGHT).try_collect().await
+        for names in names.chunks(DELETIONS_IN_FLIGHT) {
+            let deletions = names.iter().cloned().map(|name| {
+                let output = self.clone();
+                async move { output.delete(&name).await }
+            });
+            join_all(deletions).await.into_iter().collect::<Result<(), IoError>>()?;
+        }
+        Ok(())
     }
 }
 

@@ -203,7 +203,8 @@ impl Ledger {
             let message = format!("{}: rows are not conserved: {counts:?}", self.output.show(&name));
             return Err(IoError::fatal(IoErrorKind::Invalid, message));
         }
-        // All at once: on a store that is far away, each would be a wait of its own before the next chunk.
+        // All at once: on a store that is far away, each would be a wait of its own before the next chunk. All are waited
+        // for when one fails, so that nothing is written any more once the error is told.
         let writes = files.into_iter().map(|(dataset, file)| {
             let (name, output) = (self.layout.staged(shard, chunk, dataset, &file.sha256), self.output.clone());
             let record = FileRecord { name, rows: file.rows, bytes: file.bytes.len() as u64, sha256: file.sha256 };
@@ -212,7 +213,7 @@ impl Ledger {
                 Ok::<_, IoError>((dataset.name().to_owned(), record))
             }
         });
-        let files = futures::future::try_join_all(writes).await?.into_iter().collect();
+        let files = futures::future::join_all(writes).await.into_iter().collect::<Result<_, IoError>>()?;
         let entry = ChunkEntry { shard, chunk, counts, files };
         match self.output.put_if_absent(&name, json(&entry)?).await {
             Ok(()) => Ok(entry),

@@ -136,7 +136,11 @@ fn remove_temporary_files(folder: &Path, recursive: bool) -> Result<(), IoError>
             }
         } else if entry.file_name().to_str().is_some_and(is_temporary) {
             tracing::info!(file = %path.display(), "removing what a killed process left");
-            std::fs::remove_file(&path).map_err(|error| refused(&path, error))?;
+            match std::fs::remove_file(&path) {
+                // It was the file of a write that is under way yet, and has its name now.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|error| refused(&path, error))?,
+            }
         }
     }
     Ok(())
