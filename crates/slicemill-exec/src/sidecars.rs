@@ -71,7 +71,8 @@ pub async fn write_sidecars(
     let (output, job) = FrozenJob::open(location, stores).await?;
     if job.job.task != TaskKind::Caption {
         return Err(ExecError::Query(format!(
-            "{location} holds the output of {}; text files are made of captions, one for each image",
+            "{location} holds the output of {}; text files are made of captions, one for each image: use `slicemill sql` for \
+             other texts",
             job.job.task.as_str()
         )));
     }

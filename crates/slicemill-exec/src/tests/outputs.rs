@@ -162,7 +162,7 @@ async fn files_reach_their_size() {
     for size in &sizes[..sizes.len() - 1] {
         assert!((0.7..1.4).contains(&(*size as f64 / wanted as f64)), "{sizes:?} for {wanted}");
     }
-    // The rows of a shard stand: the same command goes on with them, a larger output has the same files first.
+    // The same size is the same job, and no size is another one.
     assert!(run(&job).await.unwrap().already_done);
     let other = place.job_with("encode", "files", "output.chunk_rows = 4");
     let refused = run(&other).await.unwrap_err().to_string();
