@@ -38,7 +38,7 @@ use crate::questions::{FrozenQuestions, QuestionTable, QuestionsDigest, Template
 type Listing = BoxStream<'static, Result<InputEntry, IoError>>;
 
 /// Version of `job.json`.
-pub const JOB_FORMAT: u32 = 2;
+pub const JOB_FORMAT: u32 = 3;
 
 /// The contents of `_slicemill/job.json`: a job with everything that commands about its output need to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,11 +79,15 @@ impl FrozenJob {
         let Some(bytes) = Ledger::read_job(output).await? else { return Ok(None) };
         let corrupt =
             |message: String| ExecError::Corrupt { name: format!("{}/_slicemill/job.json", output.url()), message };
-        let frozen: Self = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
-        if frozen.format != JOB_FORMAT {
-            return Err(corrupt(format!("it has format {}, this program knows {JOB_FORMAT}", frozen.format)));
+        // The format first: another one has other fields.
+        let Versioned { format } = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
+        if format != JOB_FORMAT {
+            return Err(corrupt(format!(
+                "it has format {format}, this program knows {JOB_FORMAT}; go on with the version that wrote it, or \
+                 choose another output"
+            )));
         }
-        Ok(Some(frozen))
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| corrupt(error.to_string()))
     }
 
     /// Reads the job in `location`, a folder that a job wrote to.
@@ -124,6 +128,12 @@ impl FrozenJob {
         text.push('\n');
         Ok(text.into())
     }
+}
+
+/// What every format of `job.json` has.
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
 }
 
 /// How a job differs from the one that an output holds.

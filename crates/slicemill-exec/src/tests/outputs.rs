@@ -168,3 +168,12 @@ async fn files_reach_their_size() {
     let refused = run(&other).await.unwrap_err().to_string();
     assert!(refused.contains("shards.bytes: was"), "{refused}");
 }
+
+#[tokio::test]
+async fn the_job_of_another_version_is_called_so() {
+    let place = Place::new();
+    run(&place.job("caption", "out", "")).await.unwrap();
+    std::fs::write(place.path("out/_slicemill/job.json"), "{\"format\": 2, \"job\": {\"shard_rows\": 8}}").unwrap();
+    let said = read_report(&place.at("out"), &stores()).await.unwrap_err().to_string();
+    assert!(said.contains("format 2") && said.contains("version that wrote it"), "{said}");
+}
